@@ -1,0 +1,45 @@
+"""Names and counters of what raycache measures. No Ray and no exporter here: the shells publish `snapshot()`."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+LOCAL_BYTES = "read_local_bytes"
+"""Bytes that readers took from a local tier."""
+PEER_BYTES = "fetched_peer_bytes"
+"""Bytes pulled from other workers."""
+STORE_BYTES = "fetched_store_bytes"
+"""Bytes pulled from the object store."""
+STORE_GETS = "fetched_store_gets"
+"""Ranged GETs sent to the object store."""
+STORE_RETRIES = "store_retries"
+"""GETs that had to be sent again."""
+FALLBACKS = "fallbacks"
+"""Reads that went round a part of the cache that failed."""
+EVICTED_BYTES = "evicted_bytes"
+"""Bytes dropped to make room."""
+DEMOTED_BYTES = "demoted_bytes"
+"""Bytes moved down a tier."""
+CORRUPT_BLOCKS = "corrupt_blocks"
+"""Blocks whose checksum did not match; each was dropped and fetched again."""
+BYPASSED_BYTES = "bypassed_bytes"
+"""Bytes served without being cached, because no tier could take them."""
+
+
+class Metrics:
+    """Thread-safe counters, by name."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Count `amount` (bytes, or events) under `name`."""
+        with self._lock:
+            self._counts[name] += amount
+
+    def snapshot(self) -> dict[str, int]:
+        """All counters as they stand."""
+        with self._lock:
+            return dict(self._counts)

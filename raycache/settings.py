@@ -1,0 +1,40 @@
+"""The only reader of `os.environ`. Everything else is handed a `Settings`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+NAMESPACE = "raycache"
+"""Ray namespace of raycache's actors, and the GCS key-value namespace of its state."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Process-wide settings, from the environment.
+
+    Args:
+        address: `RAYCACHE_ADDRESS`: comma-separated `host:port` of workers' Flight servers; "" asks Ray.
+        token: `RAYCACHE_TOKEN`: bearer token of the data plane. Kept out of `repr`.
+        ray_address: `RAY_ADDRESS`: Ray cluster to connect to.
+        cache_dir: `RAYCACHE_CACHE_DIR`: directory of an embedded store (no cluster).
+        log_level: `RAYCACHE_LOG_LEVEL`.
+    """
+
+    address: str = ""
+    token: str = field(default="", repr=False)
+    ray_address: str = ""
+    cache_dir: str = ""
+    log_level: str = "WARNING"
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Settings as the environment gives them."""
+        return cls(
+            address=environ.get("RAYCACHE_ADDRESS", ""),
+            token=environ.get("RAYCACHE_TOKEN", ""),
+            ray_address=environ.get("RAY_ADDRESS", ""),
+            cache_dir=environ.get("RAYCACHE_CACHE_DIR", ""),
+            log_level=environ.get("RAYCACHE_LOG_LEVEL", "WARNING").upper(),
+        )
