@@ -1,0 +1,102 @@
+"""Connections to all workers, and the memory of which of them did not answer lately."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from raycache.errors import WorkerUnavailableError
+from raycache.flight.client import FlightPeer
+
+FIRST_BACKOFF_S = 0.5
+"""Seconds a worker is left alone after its first failure; doubled by each further one."""
+
+MAX_BACKOFF_S = 15.0
+"""Longest such pause. It is about the time in which Ray notices that a node died."""
+
+
+@dataclass
+class _Trouble:
+    failures: int
+    until: float
+
+
+class PeerPool:
+    """One `FlightPeer` per address, made when first asked for. Thread-safe.
+
+    A worker that failed is *down* for a while that doubles with each failure: readers skip it instead of
+    each waiting for the same timeout. After the pause it is tried again.
+
+    Args:
+        token: for all workers.
+        connect_timeout_s: as for `FlightPeer`.
+        clock: seconds, monotonic; replaced by tests.
+    """
+
+    def __init__(
+        self,
+        token: str = "",
+        *,
+        connect_timeout_s: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._token = token
+        self._connect_timeout_s = connect_timeout_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._peers: dict[str, FlightPeer] = {}
+        self._troubles: dict[str, _Trouble] = {}
+        self._closed = False
+
+    def get(self, address: str) -> FlightPeer:
+        """The peer of an address, down or not. Raises WorkerUnavailableError once the pool is closed."""
+        with self._lock:
+            if self._closed:
+                raise WorkerUnavailableError("the connections were closed", where=address)
+            peer = self._peers.get(address)
+            if peer is None:
+                peer = FlightPeer(address, self._token, connect_timeout_s=self._connect_timeout_s)
+                self._peers[address] = peer
+            return peer
+
+    def mark_down(self, address: str) -> None:
+        """Note that a worker did not answer.
+
+        Failures of calls that were already under way when the first one failed count once.
+        """
+        now = self._clock()
+        with self._lock:
+            trouble = self._troubles.setdefault(address, _Trouble(0, now))
+            if now < trouble.until:
+                return
+            trouble.until = now + min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0**trouble.failures)
+            trouble.failures += 1
+
+    def mark_up(self, address: str) -> None:
+        """Note that a worker answered: earlier failures are forgotten."""
+        if address in self._troubles:  # unlocked look: this is called for every answer
+            with self._lock:
+                self._troubles.pop(address, None)
+
+    def is_down(self, address: str) -> bool:
+        """Whether a worker failed lately and should be skipped for now."""
+        trouble = self._troubles.get(address)
+        return trouble is not None and self._clock() < trouble.until
+
+    def retain(self, addresses: Collection[str]) -> None:
+        """Close the connections to all other addresses: those workers left."""
+        with self._lock:
+            gone = [self._peers.pop(address) for address in list(self._peers) if address not in addresses]
+            for address in list(self._troubles):
+                if address not in addresses:
+                    del self._troubles[address]
+        for peer in gone:
+            peer.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.retain(())
+        with self._lock:
+            self._closed = True
