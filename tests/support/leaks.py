@@ -1,0 +1,93 @@
+"""What a process holds open: descriptors, Python threads, children. The leak check compares two of these."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+# Made once per process by libraries and kept for good: event loops, the pool of fsspec's loop.
+_LASTING_THREADS = re.compile(r"^(MainThread|fsspecIO|asyncio_\d+|pydevd.*)$")
+_LASTING_FILES = re.compile(
+    r"^(anon_inode:\[(eventpoll|eventfd|signalfd|io_uring)\]|/dev/(null|urandom|pts/.*))$"
+)
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """Descriptors as {(number, target)}, threads as {(ident, name)}, child processes as {(pid, command)}."""
+
+    descriptors: frozenset[tuple[int, str]]
+    threads: frozenset[tuple[int, str]]
+    children: frozenset[tuple[int, str]]
+
+
+def holdings() -> Holdings:
+    """What this process holds now."""
+    descriptors = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the descriptor of this listing is gone by now
+            target = str(Path(f"/proc/self/fd/{name}").readlink())
+            if not _LASTING_FILES.match(target):
+                descriptors.add((int(name), target))
+    threads = {
+        (thread.ident or 0, thread.name)
+        for thread in threading.enumerate()
+        if not _LASTING_THREADS.match(thread.name)
+    }
+    children = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            for pid in (task / "children").read_text().split():
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+                children.add((int(pid), command.decode(errors="replace")[:80].strip()))
+    return Holdings(frozenset(descriptors), frozenset(threads), frozenset(children))
+
+
+def _describe(descriptor: tuple[int, str]) -> str:
+    number, target = descriptor
+    if target.startswith("socket:"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as held:
+            try:
+                return f"descriptor {number}: socket {held.getsockname()} -> {held.getpeername()}"
+            except OSError:
+                return f"descriptor {number}: socket {held.getsockname()}"
+    return f"descriptor {number}: {target}"
+
+
+def _kind(target: str) -> str:
+    return target.split(":", 1)[0] if ":[" in target else target
+
+
+def leaked(before: Holdings, after: Holdings) -> list[str]:
+    """Names of what `after` holds more than `before`.
+
+    A connection that was closed and made again is no leak, so kinds of descriptors are compared by number.
+    """
+    found = []
+    new, gone = after.descriptors - before.descriptors, before.descriptors - after.descriptors
+    for kind in sorted({_kind(target) for _, target in new}):
+        more = [entry for entry in new if _kind(entry[1]) == kind]
+        if len(more) > sum(_kind(target) == kind for _, target in gone):
+            found += [_describe(entry) for entry in sorted(more)]
+    found += [f"thread {name}" for _, name in sorted(after.threads - before.threads)]
+    found += [f"process {pid}: {command}" for pid, command in sorted(after.children - before.children)]
+    return found
+
+
+def leaked_since(before: Holdings, patience_s: float, now: Callable[[], float] = time.monotonic) -> list[str]:
+    """What has been leaked since `before`; what is merely slow to close gets `patience_s` seconds."""
+    deadline = now() + patience_s
+    while leaked(before, holdings()):
+        gc.collect()
+        if now() > deadline:
+            return leaked(before, holdings())
+        time.sleep(0.02)
+    return []
