@@ -1,0 +1,316 @@
+"""A client's read path: the node's cache, else the owners, else the object store.
+
+A client needs no Ray. It is handed the cluster's state and, while it runs, somebody to ask for a newer one;
+when nobody answers it goes on with what it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raycache.blocks import FileInfo, MiB, ObjectVersion, clean_path
+from raycache.client.far import TROUBLES, FarReader
+from raycache.client.near import EngineNear, Near, WorkerNear
+from raycache.client.reader import ObjectReader
+from raycache.engine import Dated, Engine, MetadataCache, Peers, metadata_ttl
+from raycache.errors import (
+    DatasetNotFoundError,
+    NotAFileError,
+    WorkerUnavailableError,
+)
+from raycache.flight import PeerPool
+from raycache.membership import Membership, Worker
+from raycache.metrics import Metrics
+from raycache.spec import ResolvedDataset
+from raycache.store import LocalFile, StoreView
+from raycache.ufs import DatasetSource
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClusterState:
+    """What a client must know of a cluster.
+
+    Args:
+        membership: the workers.
+        datasets: the datasets, by name. From inside the cluster they carry the store's credentials.
+        token: bearer token of the data plane; kept out of `repr`.
+    """
+
+    membership: Membership
+    datasets: Mapping[str, ResolvedDataset]
+    token: str = field(default="", repr=False)
+
+
+class Client:
+    """Reads datasets.
+
+    Args:
+        state: the cluster as it is now.
+        refresh: the state if it is newer than the given epoch, else None. May raise RaycacheError.
+        node_id: Ray node id of this process, to find the node's own worker; "" outside Ray.
+        host_id: identity of this machine, for the same purpose outside Ray.
+        engine: an engine in this process instead of a cluster (embedded); closed with the client.
+    """
+
+    def __init__(
+        self,
+        state: ClusterState,
+        *,
+        refresh: Callable[[int], ClusterState | None] | None = None,
+        node_id: str = "",
+        host_id: str = "",
+        engine: Engine | None = None,
+    ) -> None:
+        self.metrics = engine.metrics if engine is not None else Metrics()
+        self._refresh = refresh
+        self._node_id = node_id
+        self._host_id = host_id
+        self._engine = engine
+        self._datasets = dict(state.datasets)
+        self._lock = threading.Lock()
+        self._metadata: dict[str, MetadataCache] = {}
+        self._sources: dict[str, DatasetSource] = {}
+        self._views: dict[tuple[str, ...], StoreView] = {}
+        self._near: tuple[int, Worker | None] = (-1, None)
+        self.peers = (
+            engine.peers
+            if engine is not None
+            else Peers(PeerPool(state.token), state.membership, refresh=self._fetch_membership)
+        )
+
+    def __repr__(self) -> str:
+        kind = "embedded" if self._engine is not None else f"epoch {self.peers.membership.epoch}"
+        return f"<raycache.Client {kind}, {len(self._datasets)} datasets>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a raycache client is bound to its process; pickle the URL and connect where it is read"
+        )
+
+    # -- names --------------------------------------------------------------------------------------------
+
+    def datasets(self) -> list[ResolvedDataset]:
+        """The datasets that can be read, sorted by name."""
+        self.peers.refresh()
+        return [self._datasets[name] for name in sorted(self._datasets)]
+
+    def dataset(self, name: str) -> ResolvedDataset:
+        """The dataset of that name. Raises DatasetNotFoundError."""
+        dataset = self._datasets.get(name)
+        if dataset is None:
+            self._update(self._ask_state(-1))
+            dataset = self._datasets.get(name)
+        if dataset is None:
+            known = ", ".join(sorted(self._datasets)) or "none"
+            raise DatasetNotFoundError(
+                "no such dataset",
+                where=name,
+                hint=f"apply its spec with `raycache apply -f`; applied are: {known}",
+            )
+        return dataset
+
+    def info(self, dataset: str, path: str = "") -> FileInfo:
+        """The entry at a path of a dataset.
+
+        Raises:
+            PathError: the path leaves the dataset.
+            DatasetNotFoundError, ObjectNotFoundError, BucketNotFoundError, AccessDeniedError, UnderStoreError.
+        """
+        path = clean_path(path)
+        metadata = self._metadata_of(dataset)
+        if not path:
+            return FileInfo("", "directory")
+        known = metadata.info(path)
+        if known is None:
+            known = self._ask(
+                dataset,
+                path.rpartition("/")[0],
+                lambda near: near.info(dataset, path),
+                lambda source: source.info(path),
+            )
+            metadata.put_info(*known)
+        return known.value
+
+    def list(self, dataset: str, path: str = "") -> list[FileInfo]:
+        """The entries of a directory of a dataset, sorted by path. Raises as `info` does."""
+        path = clean_path(path)
+        metadata = self._metadata_of(dataset)
+        known = metadata.listing(path)
+        if known is None:
+            known = self._ask(
+                dataset, path, lambda near: near.list(dataset, path), lambda source: source.list(path)
+            )
+            metadata.put_listing(path, *known)
+        return known.value
+
+    def walk(self, dataset: str, path: str = "") -> Iterator[FileInfo]:
+        """All files at or below a path, depth first. Raises as `info` does."""
+        info = self.info(dataset, path)
+        if info.kind == "file":
+            yield info
+            return
+        for entry in self.list(dataset, path):
+            if entry.kind == "file":
+                yield entry
+            else:
+                yield from self.walk(dataset, entry.path)
+
+    def invalidate(self, dataset: str, path: str = "") -> None:
+        """Forget what is known of the names at and below `path`, here and in the node's worker."""
+        path = clean_path(path)
+        self._metadata_of(dataset).invalidate(path)
+        near = self.near(dataset)
+        if near is not None:
+            with contextlib.suppress(WorkerUnavailableError):  # its memory is then gone as well
+                near.invalidate(dataset, path)
+
+    # -- bytes --------------------------------------------------------------------------------------------
+
+    def open(self, dataset: str, path: str) -> ObjectReader:
+        """Open a file for reading. The reader gives bytes of the version that is there now, and of no other.
+
+        Raises:
+            NotAFileError: it is a directory.
+            PathError, DatasetNotFoundError, ObjectNotFoundError and the failures of the store.
+        """
+        info = self.info(dataset, path)
+        if info.version is None:
+            raise NotAFileError("is a directory", where=f"{dataset}/{path}")
+        return ObjectReader(self, info.version)
+
+    @contextlib.contextmanager
+    def local_path(self, dataset: str, path: str) -> Iterator[str]:
+        """A path of a complete local file with the object's bytes, fetched if need be.
+
+        The file is under a lease and stays as long as the context; it must not be written. Where the object
+        cannot be held complete in this node's cache, it is copied to a temporary file that goes with the context.
+
+        Raises:
+            As `open`.
+        """
+        with contextlib.closing(self.open(dataset, path)) as reader:
+            local = reader.local_file()
+            if local is not None:
+                yield local.path
+                return
+            with tempfile.TemporaryDirectory(prefix="raycache-") as directory:
+                target = os.path.join(directory, os.path.basename(reader.version.path))
+                with open(target, "wb") as file:
+                    for offset in range(0, reader.size, 8 * MiB):
+                        file.write(reader.read_at(offset, 8 * MiB))
+                yield target
+                shutil.rmtree(directory, ignore_errors=True)
+
+    # -- for the readers ----------------------------------------------------------------------------------
+
+    def near(self, dataset: str) -> Near | None:
+        """The cache of this node for a dataset; None if it has none, or it is down."""
+        if self._engine is not None:
+            return EngineNear(self._engine)
+        worker = self._near_worker()
+        if worker is None or dataset not in worker.stores or self.peers.pool.is_down(worker.address):
+            return None
+        return WorkerNear(self.peers, worker, self._views)
+
+    def open_local(self, version: ObjectVersion) -> LocalFile | None:
+        """A leased view of a local file, whether or not the worker that wrote it still runs."""
+        if self._engine is not None:
+            return self._engine.open_local(version)
+        worker = self._near_worker()
+        return None if worker is None else WorkerNear(self.peers, worker, self._views).open(version)
+
+    def far(self, version: ObjectVersion) -> FarReader:
+        """A reader of an object that goes round this node's cache."""
+        return FarReader(version, self.peers, self._source(version.dataset), self.metrics)
+
+    def close(self) -> None:
+        """Close connections and, when embedded, the engine."""
+        with self._lock:
+            sources, self._sources = list(self._sources.values()), {}
+        for source in sources:
+            source.close()
+        if self._engine is not None:
+            self._engine.close()
+        self.peers.close()
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        dataset: str,
+        directory: str,
+        of_near: Callable[[Near], Dated[Any]],
+        of_store: Callable[[DatasetSource], Any],
+    ) -> Dated[Any]:
+        """An answer about names: of the node's worker, else of the directory's owner, else of the store."""
+        nears: list[Near] = []
+        near = self.near(dataset)
+        if near is not None:
+            nears.append(near)
+        nears += [
+            WorkerNear(self.peers, worker, self._views)
+            for worker in self.peers.directory_owners(dataset, directory)
+            if not self.peers.pool.is_down(worker.address)
+        ]
+        for near in nears:
+            try:
+                return of_near(near)
+            except TROUBLES as error:
+                log.info("names of %s/%s not had from a worker: %s", dataset, directory, error)
+        return Dated(of_store(self._source(dataset)), metadata_ttl(self.dataset(dataset)))
+
+    def _metadata_of(self, dataset: str) -> MetadataCache:
+        cache = self._metadata.get(dataset)
+        if cache is None:
+            cache = MetadataCache(metadata_ttl(self.dataset(dataset)))
+            cache = self._metadata.setdefault(dataset, cache)
+        return cache
+
+    def _source(self, name: str) -> DatasetSource:
+        with self._lock:
+            source = self._sources.get(name)
+            if source is None:
+                source = self._sources[name] = DatasetSource(self._datasets[name], self.metrics)
+            return source
+
+    def _near_worker(self) -> Worker | None:
+        membership = self.peers.membership
+        epoch, worker = self._near
+        if epoch != membership.epoch:
+            if self._node_id:
+                worker = next((w for w in membership.workers if w.node_id == self._node_id), None)
+            else:
+                worker = next(iter(membership.on_host(self._host_id)), None)
+            self._near = (membership.epoch, worker)
+        return worker
+
+    def _ask_state(self, known_epoch: int) -> ClusterState | None:
+        return self._refresh(known_epoch) if self._refresh is not None else None
+
+    def _fetch_membership(self, known_epoch: int) -> Membership | None:
+        state = self._ask_state(known_epoch)
+        self._update(state)
+        return state.membership if state is not None else None
+
+    def _update(self, state: ClusterState | None) -> None:
+        if state is None:
+            return
+        with self._lock:
+            former, self._datasets = self._datasets, dict(state.datasets)
+            changed = [name for name, dataset in former.items() if self._datasets.get(name) != dataset]
+            sources = [self._sources.pop(name) for name in changed if name in self._sources]
+            for name in changed:
+                self._metadata.pop(name, None)
+        for source in sources:
+            source.close()
+        self.peers.update(state.membership)

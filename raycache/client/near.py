@@ -1,0 +1,109 @@
+"""The cache on the reader's own node: a worker's, reached over Flight, or an engine in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from raycache.blocks import FileInfo, ObjectVersion
+from raycache.engine import Dated, Engine, Peers, ensure_to_wire, ttl_from_wire
+from raycache.membership import Worker
+from raycache.store import LocalFile, StoreView
+
+ENSURE_TIMEOUT_S = 150.0
+"""Longer than the engine waits for a block, so that the reason arrives and not a bare timeout."""
+
+METADATA_TIMEOUT_S = 60.0
+"""Longest wait for a stat or a listing."""
+
+
+class Near(Protocol):
+    """What a reader asks of its node's cache. All methods raise RaycacheError."""
+
+    def info(self, dataset: str, path: str) -> Dated[FileInfo]:
+        """The entry at `path`, and how long to believe it."""
+
+    def list(self, dataset: str, path: str) -> Dated[list[FileInfo]]:
+        """The entries of a directory, and how long to believe them."""
+
+    def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> None:
+        """Have `blocks` in the local store on return, and `ahead` on their way."""
+
+    def open(self, version: ObjectVersion) -> LocalFile | None:
+        """A leased view of the local file, if there is one."""
+
+    def stream(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
+        """Blocks with their CRC32C, kept or not."""
+
+    def invalidate(self, dataset: str, path: str) -> None:
+        """Forget what is known of `path`: it has turned out to be stale."""
+
+
+class WorkerNear:
+    """The worker of this node. Its files are opened directly; only misses are a request.
+
+    Args:
+        peers: connections.
+        worker: the node's worker.
+        views: shared by all readers of the process: the local stores that are known, by their directories.
+    """
+
+    def __init__(self, peers: Peers, worker: Worker, views: dict[tuple[str, ...], StoreView]) -> None:
+        self._peers = peers
+        self._worker = worker
+        self._views = views
+
+    def info(self, dataset: str, path: str) -> Dated[FileInfo]:
+        answer = self._peers.call(
+            self._worker, "info", {"dataset": dataset, "path": path}, METADATA_TIMEOUT_S
+        )
+        return Dated(FileInfo.from_wire(answer["info"]), ttl_from_wire(answer["ttl"]))
+
+    def list(self, dataset: str, path: str) -> Dated[list[FileInfo]]:
+        answer = self._peers.call(
+            self._worker, "list", {"dataset": dataset, "path": path}, METADATA_TIMEOUT_S
+        )
+        return Dated([FileInfo.from_wire(info) for info in answer["infos"]], ttl_from_wire(answer["ttl"]))
+
+    def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> None:
+        self._peers.call(self._worker, "ensure", ensure_to_wire(version, blocks, ahead), ENSURE_TIMEOUT_S)
+
+    def open(self, version: ObjectVersion) -> LocalFile | None:
+        paths = tuple(self._worker.stores.get(version.dataset, ()))
+        if not paths:
+            return None
+        view = self._views.get(paths)
+        if view is None:
+            view = self._views[paths] = StoreView(paths)
+        return view.open(version)
+
+    def stream(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
+        return self._peers.stream_blocks(self._worker, version, blocks)
+
+    def invalidate(self, dataset: str, path: str) -> None:
+        self._peers.call(self._worker, "invalidate", {"dataset": dataset, "path": path}, METADATA_TIMEOUT_S)
+
+
+class EngineNear:
+    """An engine in this process: the embedded cache."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def info(self, dataset: str, path: str) -> Dated[FileInfo]:
+        return self._engine.info(dataset, path)
+
+    def list(self, dataset: str, path: str) -> Dated[list[FileInfo]]:
+        return self._engine.list(dataset, path)
+
+    def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> None:
+        self._engine.ensure(version, blocks, ahead)
+
+    def open(self, version: ObjectVersion) -> LocalFile | None:
+        return self._engine.open_local(version)
+
+    def stream(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
+        return self._engine.stream(version, blocks)
+
+    def invalidate(self, dataset: str, path: str) -> None:
+        self._engine.invalidate(dataset, path)

@@ -1,0 +1,249 @@
+"""One open object: positioned reads of exactly one version.
+
+A hit is one `pread` of a local file. A miss asks the node's cache to have the block, with what a sequential
+reader will want next, and then reads the local file. Where that does not work, for whatever reason, the
+bytes come from afar. No failure of the cache reaches the caller while the object store would have answered.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from raycache import metrics as m
+from raycache.blocks import MiB, ObjectVersion
+from raycache.client.far import TROUBLES, FarReader
+from raycache.errors import CacheFullError, StaleObjectError
+from raycache.store import LocalFile
+
+if TYPE_CHECKING:
+    from raycache.client.client import Client
+
+log = logging.getLogger(__name__)
+
+WINDOW = 8 * MiB
+"""Bytes that one request to the node's cache waits for; copying them out overlaps with fetching the next."""
+
+AHEAD_MIN = 8 * MiB
+AHEAD_MAX = 128 * MiB
+"""Bounds of sequential readahead, bytes: it doubles while a reader stays sequential (as the kernel's does)."""
+
+BYPASS_READS = 64
+"""Slow reads that go round a full cache before it is asked again."""
+
+
+class ObjectReader:
+    """Reads of one object version. Thread-safe; hits of different threads run side by side.
+
+    Args:
+        client: the client that opened it.
+        version: the object.
+    """
+
+    def __init__(self, client: Client, version: ObjectVersion) -> None:
+        self.version = version
+        self.size = version.size
+        self._client = client
+        self._lock = threading.Lock()
+        self._local: LocalFile | None = None
+        self._far: FarReader | None = None
+        self._closed = False
+        self._expected = 0  # where a sequential reader reads next
+        self._ahead = 0  # bytes of readahead now
+        self._ahead_stop = 0  # first block that is not on its way yet
+        self._bypass = 0  # slow reads left that do not ask the node's cache
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset`: fewer only at the object's end.
+
+        Raises:
+            StaleObjectError: this version is gone from the store, and the bytes are not cached.
+            RaycacheError: neither the cache nor the store could give the bytes.
+        """
+        local = self._local
+        if local is not None and local.complete:
+            return local.pread(offset, length)
+        length = self._clip(offset, length)
+        if length == 0:
+            return b""
+        if self._hit(local, offset, length):
+            return local.pread(offset, length)  # type: ignore[union-attr]  # a hit has a file
+        buffer = bytearray(length)
+        self._read_slowly(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def readinto_at(self, offset: int, buffer: memoryview) -> int:
+        """Fill `buffer` from `offset`. Returns the number of bytes, fewer than asked only at the end."""
+        local = self._local
+        length = self._clip(offset, len(buffer))
+        if length == 0:
+            return 0
+        buffer = buffer[:length]
+        if local is not None and (local.complete or self._hit(local, offset, length)):
+            return local.preadv_into(offset, buffer)
+        self._read_slowly(offset, buffer)
+        return length
+
+    def view_at(self, offset: int, length: int) -> memoryview | None:
+        """The bytes without a copy, if the whole object lies in a local file; None otherwise."""
+        local = self._local or self._open_local()
+        if local is None or not local.complete:
+            return None
+        length = self._clip(offset, length)
+        return local.view(offset, length) if length else memoryview(b"")
+
+    def local_file(self) -> LocalFile | None:
+        """The complete local file, fetched if it must be, under this reader's lease.
+
+        Returns:
+            None if the object cannot be held complete on this node (no worker here, or no room).
+        """
+        near = self._client.near(self.version.dataset)
+        if near is None:
+            return None
+        with self._lock:
+            local = self._open_local()
+            per_window = max(1, AHEAD_MAX // self.version.block_size)
+            for start in range(0, self.version.block_count, per_window):
+                if local is not None and local.complete:
+                    break
+                blocks = range(start, min(start + per_window, self.version.block_count))
+                ahead = range(blocks.stop, min(blocks.stop + per_window, self.version.block_count))
+                try:
+                    near.ensure(self.version, blocks, ahead)
+                except (CacheFullError, *TROUBLES) as error:
+                    log.info("%s is not held complete here: %s", self.version.path, error)
+                    return None
+                # Opened now, not at the end: from here on the lease keeps what has been fetched.
+                local = self._open_local()
+            if self.version.size == 0 and local is None:
+                near.ensure(self.version, range(0), range(0))
+                local = self._open_local()
+            return local if local is not None and local.complete else None
+
+    def close(self) -> None:
+        """Give up the lease and everything else. The reader cannot be used again."""
+        with self._lock:
+            self._closed = True
+            local, self._local = self._local, None
+            far, self._far = self._far, None
+        if local is not None:
+            local.close()
+        if far is not None:
+            far.close()
+
+    # -- hits ---------------------------------------------------------------------------------------------
+
+    def _clip(self, offset: int, length: int) -> int:
+        if offset < 0 or length < 0:
+            raise ValueError("negative offset or length")
+        return max(0, min(length, self.size - offset))
+
+    def _hit(self, local: LocalFile | None, offset: int, length: int) -> bool:
+        if local is None:
+            return False
+        blocks = self.version.blocks_of(offset, length)
+        if not local.has(blocks):
+            return False
+        if offset == self._expected:
+            self._expected = offset + length
+            # Half of what is on its way has been read: send for more, before the reader has to wait.
+            half = self._ahead // self.version.block_size // 2
+            if self._ahead and blocks.stop + half > self._ahead_stop and self._lock.acquire(blocking=False):
+                try:
+                    self._prefetch(blocks.stop)
+                finally:
+                    self._lock.release()
+        return True
+
+    def _prefetch(self, block: int) -> None:
+        self._ahead = min(AHEAD_MAX, 2 * self._ahead)
+        start = max(block, self._ahead_stop)
+        stop = min(block + self._ahead // self.version.block_size, self.version.block_count)
+        near = self._client.near(self.version.dataset) if not self._bypass else None
+        if near is None or stop <= start:
+            return
+        self._ahead_stop = stop
+        try:
+            near.ensure(self.version, range(0), range(start, stop))
+        except (CacheFullError, *TROUBLES) as error:
+            log.debug("readahead of %s: %s", self.version.path, error)
+
+    # -- misses -------------------------------------------------------------------------------------------
+
+    def _read_slowly(self, offset: int, buffer: memoryview) -> None:
+        with self._lock:
+            if self._closed:
+                raise ValueError("read of a closed reader")
+            if offset == self._expected:
+                self._ahead = min(AHEAD_MAX, max(AHEAD_MIN, 2 * self._ahead))
+            else:
+                self._ahead = self._ahead_stop = 0
+            end = offset + len(buffer)
+            self._expected = end
+            done = 0
+            try:
+                while done < len(buffer):
+                    position = offset + done
+                    # Windows end where a multiple of WINDOW does, so that they fall on whole fetches.
+                    upto = min(end, (position // WINDOW + 1) * WINDOW)
+                    self._read_window(position, buffer[done : upto - offset], end)
+                    done = upto - offset
+            except StaleObjectError:
+                self._client.invalidate(self.version.dataset, self.version.path)
+                raise
+
+    def _read_window(self, offset: int, buffer: memoryview, end: int) -> None:
+        blocks = self.version.blocks_of(offset, len(buffer))
+        if self._bypass:
+            self._bypass -= 1
+        elif self._bring(blocks, end):
+            assert self._local is not None
+            if self._local.preadv_into(offset, buffer) == len(buffer):
+                return
+        self._read_far(offset, buffer, blocks)
+
+    def _bring(self, blocks: range, end: int) -> bool:
+        """Have blocks in a local file that this reader has open."""
+        near = self._client.near(self.version.dataset)
+        # Twice: between the answer and our lease on a file that is new, the blocks may have been evicted.
+        for _ in range(2):
+            local = self._open_local()
+            if local is not None and local.has(blocks):
+                return True
+            if near is None:
+                return False
+            per_block = self.version.block_size
+            wanted = max(-(-end // per_block), blocks.stop + self._ahead // per_block)
+            stop = min(wanted, blocks.stop + AHEAD_MAX // per_block, self.version.block_count)
+            try:
+                near.ensure(self.version, blocks, range(blocks.stop, max(stop, blocks.stop)))
+            except CacheFullError as error:
+                log.info("%s is read past the cache for a while: %s", self.version.path, error)
+                self._bypass = BYPASS_READS
+                return False
+            except TROUBLES as error:
+                self._client.metrics.add(m.FALLBACKS)
+                log.info("%s is read past the node's cache: %s", self.version.path, error)
+                return False
+            self._ahead_stop = max(self._ahead_stop, stop)
+        return False
+
+    def _open_local(self) -> LocalFile | None:
+        if self._local is None and not self._closed:
+            self._local = self._client.open_local(self.version)
+        return self._local
+
+    def _read_far(self, offset: int, buffer: memoryview, blocks: range) -> None:
+        if self._far is None:
+            self._far = self._client.far(self.version)
+        done = 0
+        for block in blocks:
+            start, length = self.version.block_extent(block)
+            skip = offset + done - start
+            data = self._far.block(block)[skip : min(length, skip + len(buffer) - done)]
+            buffer[done : done + len(data)] = data
+            done += len(data)

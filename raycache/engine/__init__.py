@@ -1,0 +1,19 @@
+"""A worker's read path. It knows no Ray: `raycache.actors` puts it into an actor, `raycache.client` embeds it."""
+
+from raycache.engine.engine import Engine
+from raycache.engine.metadata import Dated, MetadataCache, ttl_from_wire
+from raycache.engine.peers import Peers
+from raycache.engine.service import EngineService, ensure_to_wire
+from raycache.engine.volume import Volume, metadata_ttl
+
+__all__ = [
+    "Dated",
+    "Engine",
+    "EngineService",
+    "MetadataCache",
+    "Peers",
+    "Volume",
+    "ensure_to_wire",
+    "metadata_ttl",
+    "ttl_from_wire",
+]

@@ -1,0 +1,238 @@
+"""A worker's read path: local store, else the owner, else the object store.
+
+The same engine runs in a cache worker, in an embedded client (no cluster) and behind the FUSE shim. It knows
+no Ray and no Flight server; `service.py` puts it on the wire.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any
+
+from raycache import metrics as m
+from raycache.blocks import FileInfo, ObjectVersion
+from raycache.engine.fetch import FETCH_SIZE, STORE_PARALLEL, Fetched, Fetcher
+from raycache.engine.metadata import Dated, ttl_from_wire
+from raycache.engine.peers import Peers
+from raycache.engine.volume import Volume
+from raycache.errors import (
+    CacheFullError,
+    DatasetNotFoundError,
+    UnderStoreError,
+    WorkerUnavailableError,
+)
+from raycache.metrics import Metrics
+from raycache.spec import ResolvedDataset
+from raycache.store import LocalFile, LocalStore
+
+log = logging.getLogger(__name__)
+
+STREAM_WINDOW = STORE_PARALLEL * FETCH_SIZE // 2
+"""Bytes requested ahead of what a stream has sent."""
+
+METADATA_TIMEOUT_S = 30.0
+"""Longest wait for a peer's stat or listing; a listing of 100,000 objects takes the store some seconds."""
+
+BLOCK_TIMEOUT_S = 120.0
+"""Longest wait for a block, retries of the object store included."""
+
+
+class Engine:
+    """Serves the datasets that are attached to it.
+
+    Args:
+        peers: the other workers; an empty membership makes an engine that stands alone.
+        metrics: counters of the process.
+    """
+
+    def __init__(self, peers: Peers, metrics: Metrics) -> None:
+        self.peers = peers
+        self.metrics = metrics
+        self._fetcher = Fetcher(peers, metrics)
+        self._volumes: dict[str, Volume] = {}
+        self._lock = threading.Lock()
+
+    # -- datasets -----------------------------------------------------------------------------------------
+
+    def attach(self, dataset: ResolvedDataset, store: LocalStore) -> None:
+        """Begin to serve a dataset from `store`, which the engine closes with it. Replaces an older attachment."""
+        volume = Volume(dataset, store, self.peers, self.metrics)
+        with self._lock:
+            former = self._volumes.get(dataset.name)
+            self._volumes[dataset.name] = volume
+        if former is not None:
+            former.source.close()
+            if former.store is not store:
+                former.store.close()
+
+    def detach(self, name: str) -> LocalStore | None:
+        """Stop serving a dataset. Returns its store, which the caller purges or closes; None if there is none."""
+        with self._lock:
+            volume = self._volumes.pop(name, None)
+        if volume is None:
+            return None
+        volume.source.close()
+        return volume.store
+
+    def volume(self, name: str) -> Volume:
+        """The attached dataset of that name. Raises DatasetNotFoundError."""
+        volume = self._volumes.get(name)
+        if volume is None:
+            raise DatasetNotFoundError(
+                "no such dataset here", where=name, hint="apply its spec, or see `raycache get datasets`"
+            )
+        return volume
+
+    @property
+    def volumes(self) -> list[Volume]:
+        """All attached datasets."""
+        return list(self._volumes.values())
+
+    def close(self) -> None:
+        """Finish what is in flight, then release every dataset. What is cached stays on its tiers."""
+        self._fetcher.close()
+        with self._lock:
+            volumes, self._volumes = list(self._volumes.values()), {}
+        for volume in volumes:
+            volume.close()
+
+    # -- names --------------------------------------------------------------------------------------------
+
+    def info(self, dataset: str, path: str, hop: bool = False) -> Dated[FileInfo]:
+        """The entry at `path` (clean, relative to the dataset).
+
+        Args:
+            dataset: name of the dataset.
+            path: path inside it.
+            hop: the question came from another worker: do not ask a third.
+
+        Raises:
+            ObjectNotFoundError, BucketNotFoundError, AccessDeniedError, UnderStoreError.
+        """
+        volume = self.volume(dataset)
+        known = volume.metadata.info(path)
+        if known is not None:
+            return known
+        answer = None if hop else self._ask_owner("info", dataset, path, path.rpartition("/")[0])
+        if answer is not None:
+            info = Dated(FileInfo.from_wire(answer["info"]), ttl_from_wire(answer["ttl"]))
+        else:
+            info = Dated(volume.source.info(path), volume.metadata.ttl)
+        volume.metadata.put_info(*info)
+        return info
+
+    def list(self, dataset: str, path: str, hop: bool = False) -> Dated[list[FileInfo]]:
+        """The entries of the directory at `path`, sorted by path. Arguments and errors as for `info`."""
+        volume = self.volume(dataset)
+        known = volume.metadata.listing(path)
+        if known is not None:
+            return known
+        answer = None if hop else self._ask_owner("list", dataset, path, path)
+        if answer is not None:
+            infos = Dated([FileInfo.from_wire(i) for i in answer["infos"]], ttl_from_wire(answer["ttl"]))
+        else:
+            infos = Dated(volume.source.list(path), volume.metadata.ttl)
+        volume.metadata.put_listing(path, *infos)
+        return infos
+
+    def invalidate(self, dataset: str, path: str = "") -> None:
+        """Forget what is known of the names at and below `path` in this process."""
+        self.volume(dataset).metadata.invalidate(path)
+
+    def _ask_owner(self, action: str, dataset: str, path: str, directory: str) -> dict[str, Any] | None:
+        """The directory owner's answer; None when that is this worker, or no owner answers."""
+        for worker in self.peers.directory_owners(dataset, directory):
+            if worker.id == self.peers.self_id:
+                return None
+            try:
+                payload = {"dataset": dataset, "path": path, "hop": True}
+                return self.peers.call(worker, action, payload, METADATA_TIMEOUT_S)
+            except (WorkerUnavailableError, DatasetNotFoundError, UnderStoreError) as error:
+                self.metrics.add(m.FALLBACKS)
+                log.info("%s of %s/%s not had from %s: %s", action, dataset, path, worker.address, error)
+        return None
+
+    # -- bytes --------------------------------------------------------------------------------------------
+
+    def ensure(self, version: ObjectVersion, blocks: range, ahead: range = range(0)) -> None:
+        """Have blocks present and verified in the local store when this returns.
+
+        Args:
+            version: the object.
+            blocks: those to wait for.
+            ahead: those to fetch in the background.
+
+        Raises:
+            CacheFullError: no tier can keep them; `stream` still serves them.
+            StaleObjectError: the store no longer has this version.
+            UnderStoreError, AccessDeniedError, ObjectNotFoundError: the store failed.
+        """
+        volume = self.volume(version.dataset)
+        with volume.fill(version) as filling:
+            waiting = self._fetcher.request(volume, version, blocks, filling)
+            if ahead:
+                self._fetcher.request(volume, version, ahead, filling)
+            for future in waiting.values():
+                if _result(future, version).data is not None:
+                    raise CacheFullError(
+                        "no tier can take the block",
+                        where=f"{version.dataset}/{version.path}",
+                        hint="raise the quota of the CacheRuntime",
+                    )
+
+    def stream(
+        self, version: ObjectVersion, blocks: range, hop: bool = False
+    ) -> Iterator[tuple[int, memoryview]]:
+        """Blocks in order, each with its CRC32C, as soon as it is there; kept in the local store if it has room.
+
+        Args:
+            version: the object.
+            blocks: adjacent blocks.
+            hop: the request came from another worker: do not ask a third.
+
+        Raises:
+            As `ensure`, but never CacheFullError.
+        """
+        volume = self.volume(version.dataset)
+        window = max(1, STREAM_WINDOW // version.block_size)
+        with volume.fill(version) as filling:
+            waiting: dict[int, Future[Fetched]] = {}
+            requested = blocks.start
+            for block in blocks:
+                if requested - block <= window // 2 and requested < blocks.stop:
+                    upto = min(block + window, blocks.stop)
+                    waiting |= self._fetcher.request(volume, version, range(requested, upto), filling, hop)
+                    requested = upto
+                future = waiting.pop(block, None)
+                fetched = _result(future, version) if future is not None else None
+                if fetched is not None and fetched.data is not None:
+                    yield fetched.crc, fetched.data
+                else:
+                    yield filling.read(block)
+
+    def open_local(self, version: ObjectVersion) -> LocalFile | None:
+        """A leased view of the object's local file, if there is one."""
+        return self.volume(version.dataset).store.lease(version)
+
+    def cached_bytes(self, version: ObjectVersion) -> int:
+        """Bytes of this version in the local store."""
+        present = self.volume(version.dataset).store.contains(version)
+        return sum(version.block_extent(block).length for block, there in enumerate(present) if there)
+
+    def read_around(self, version: ObjectVersion, offset: int, length: int) -> memoryview:
+        """Bytes from the object store itself, past every cache. Raises what the store's failure is."""
+        return memoryview(self.volume(version.dataset).source.read(version, offset, length)).cast("B")
+
+
+def _result(future: Future[Fetched], version: ObjectVersion) -> Fetched:
+    try:
+        return future.result(BLOCK_TIMEOUT_S)
+    except FutureTimeoutError as error:
+        raise UnderStoreError(
+            f"a block did not arrive within {BLOCK_TIMEOUT_S:.0f} s",
+            where=f"{version.dataset}/{version.path}",
+        ) from error

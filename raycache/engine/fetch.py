@@ -1,0 +1,245 @@
+"""Bringing missing blocks in: one fetch per block, whatever the number of readers that wait for it.
+
+A fetch run is a stretch of adjacent missing blocks of one segment. It is asked of the segment's owner; the
+owner itself, and whoever finds no owner alive, asks the object store. A run that came over the wire from
+another worker is never forwarded to a third (`hop`), so no disagreement about the membership can make a loop.
+
+Peers' fetches and the store's have a pool each: a store fetch never waits for a peer, so two workers that
+fetch from each other cannot block one another.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import crc32c
+
+from raycache import metrics as m
+from raycache.blocks import MiB, ObjectVersion, runs
+from raycache.engine.peers import Peers
+from raycache.engine.volume import Volume
+from raycache.errors import (
+    CacheFullError,
+    IntegrityError,
+    RaycacheError,
+    StaleObjectError,
+    UnderStoreError,
+    WorkerUnavailableError,
+)
+from raycache.membership import Worker
+from raycache.metrics import Metrics
+from raycache.store import Filling
+
+log = logging.getLogger(__name__)
+
+FETCH_SIZE = 8 * MiB
+"""Bytes per ranged GET: where S3 clients reach line rate at eight in parallel (measured; see docs/design)."""
+
+STORE_PARALLEL = 16
+"""Ranged GETs in flight per process."""
+
+PEER_PARALLEL = 16
+"""Streams from other workers in flight per process."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A block that has arrived. `data` is None once it lies in the local store, else the bytes themselves.
+
+    Args:
+        crc: CRC32C of the block.
+        data: the bytes, if no tier could take them.
+    """
+
+    crc: int
+    data: memoryview | None = None
+
+
+class Fetcher:
+    """Fetches blocks into local stores, each block once at a time."""
+
+    def __init__(self, peers: Peers, metrics: Metrics) -> None:
+        self._peers = peers
+        self._metrics = metrics
+        self._lock = threading.Lock()
+        self._inflight: dict[tuple[str, int], Future[Fetched]] = {}
+        self._store_pool = ThreadPoolExecutor(STORE_PARALLEL, thread_name_prefix="raycache-store")
+        self._peer_pool = ThreadPoolExecutor(PEER_PARALLEL, thread_name_prefix="raycache-peer")
+
+    def request(
+        self, volume: Volume, version: ObjectVersion, blocks: range, filling: Filling, hop: bool = False
+    ) -> dict[int, Future[Fetched]]:
+        """See that blocks are on their way.
+
+        Args:
+            volume: the dataset's engine side.
+            version: the object.
+            blocks: those wanted.
+            filling: the caller's hold on the object in the local store.
+            hop: the request came from another worker, so only the object store may be asked.
+
+        Returns:
+            For each block that is not in the local store yet, the future that resolves when it is (or fails
+            with the reason).
+        """
+        missing = filling.missing(blocks)
+        if not missing:
+            return {}
+        waiting: dict[int, Future[Fetched]] = {}
+        with self._lock:
+            free = []
+            for block in missing:
+                future = self._inflight.get((version.object_id, block))
+                if future is None:
+                    free.append(block)
+                else:
+                    waiting[block] = future
+            # A fetch leaves the table only after its block is present, so what is neither in the table nor
+            # present now has to be fetched.
+            claimed = [b for run in runs(free, len(free)) for b in filling.missing(run)]
+            for block in claimed:
+                waiting[block] = self._inflight[version.object_id, block] = Future()
+        per_fetch = max(1, FETCH_SIZE // version.block_size)
+        for run in runs(claimed, per_fetch):
+            for part in _by_segment(version, run):
+                self._start(volume, version, part, [waiting[block] for block in part], hop)
+        return waiting
+
+    def close(self) -> None:
+        """Stop: what is queued is cancelled, what is in flight is waited for."""
+        self._store_pool.shutdown(wait=True, cancel_futures=True)
+        self._peer_pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            abandoned = list(self._inflight.values())
+            self._inflight.clear()
+        for future in abandoned:
+            if not future.done():
+                future.set_exception(WorkerUnavailableError("the cache worker is shutting down"))
+
+    def _start(
+        self,
+        volume: Volume,
+        version: ObjectVersion,
+        run: range,
+        futures: list[Future[Fetched]],
+        hop: bool,
+    ) -> None:
+        owners = (
+            [] if hop else self._peers.owners(version.dataset, version.object_id, version.segment_of(run[0]))
+        )
+        others = _before_self(owners, self._peers.self_id)
+        pool = self._peer_pool if others else self._store_pool
+        try:
+            pool.submit(self._fetch, volume, version, run, futures, others)
+        except RuntimeError:  # the pool was shut down under us
+            self._finish(
+                version, run, futures, error=WorkerUnavailableError("the cache worker is shutting down")
+            )
+
+    def _fetch(
+        self,
+        volume: Volume,
+        version: ObjectVersion,
+        run: range,
+        futures: list[Future[Fetched]],
+        others: Sequence[Worker],
+    ) -> None:
+        try:
+            with volume.fill(version) as filling:
+                for worker in others:
+                    try:
+                        fetched = self._from_peer(version, run, worker, filling)
+                        break
+                    except (WorkerUnavailableError, IntegrityError, UnderStoreError) as error:
+                        self._metrics.add(m.FALLBACKS)
+                        log.info(
+                            "blocks %s of %s not had from %s: %s", run, version.path, worker.address, error
+                        )
+                else:
+                    fetched = self._from_store(volume, version, run, filling)
+        except StaleObjectError as error:
+            volume.metadata.invalidate(version.path)
+            self._finish(version, run, futures, error=error)
+        except RaycacheError as error:
+            self._finish(version, run, futures, error=error)
+        except Exception as error:
+            # A thread of the pool has nobody above it: whatever it is, those who wait must hear of it.
+            log.exception("fetching blocks %s of %s", run, version.path)
+            internal = RaycacheError(f"internal error: {type(error).__name__}", where=version.path)
+            self._finish(version, run, futures, error=internal)
+        else:
+            self._finish(version, run, futures, fetched)
+
+    def _from_store(
+        self, volume: Volume, version: ObjectVersion, run: range, filling: Filling
+    ) -> list[Fetched]:
+        offset, length = version.extent_of(run)
+        data = memoryview(volume.source.read(version, offset, length)).cast("B")
+        self._metrics.add(m.STORE_GETS)
+        self._metrics.add(m.STORE_BYTES, length)
+        return self._keep(version, run, filling, data, None)
+
+    def _from_peer(
+        self, version: ObjectVersion, run: range, worker: Worker, filling: Filling
+    ) -> list[Fetched]:
+        fetched: list[Fetched] = []
+        for crc, data in self._peers.stream_blocks(worker, version, run, hops=1):
+            block = run[len(fetched)]
+            self._metrics.add(m.PEER_BYTES, len(data))
+            fetched += self._keep(version, range(block, block + 1), filling, data, [crc])
+        return fetched
+
+    def _keep(
+        self, version: ObjectVersion, run: range, filling: Filling, data: memoryview, crcs: list[int] | None
+    ) -> list[Fetched]:
+        try:
+            return [Fetched(crc) for crc in filling.write(run, data, crcs)]
+        except CacheFullError as error:
+            # The bytes are here and somebody waits for them: hand them on, only not from the cache.
+            log.debug("blocks %s of %s served without being kept: %s", run, version.path, error)
+            self._metrics.add(m.BYPASSED_BYTES, len(data))
+            start = version.extent_of(run).offset
+            kept = []
+            for block in run:
+                offset, length = version.block_extent(block)
+                view = data[offset - start : offset - start + length]
+                kept.append(Fetched(crc32c.crc32c(view), view))
+            return kept
+
+    def _finish(
+        self,
+        version: ObjectVersion,
+        run: range,
+        futures: Sequence[Future[Fetched]],
+        fetched: Sequence[Fetched] = (),
+        error: RaycacheError | None = None,
+    ) -> None:
+        with self._lock:
+            for block in run:
+                self._inflight.pop((version.object_id, block), None)
+        for index, future in enumerate(futures):
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(fetched[index])
+
+
+def _by_segment(version: ObjectVersion, run: range) -> list[range]:
+    """A run cut where a segment ends: segments may have different owners."""
+    parts = []
+    start = run.start
+    while start < run.stop:
+        stop = min(run.stop, version.blocks_of_segment(version.segment_of(start)).stop)
+        parts.append(range(start, stop))
+        start = stop
+    return parts
+
+
+def _before_self(owners: list[Worker], self_id: str) -> list[Worker]:
+    """The workers that come before this one in a segment's ranking: those to ask, in order."""
+    ids = [worker.id for worker in owners]
+    return owners[: ids.index(self_id)] if self_id in ids else owners

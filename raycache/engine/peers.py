@@ -1,0 +1,158 @@
+"""Who holds what, and how to reach them: the membership as this process knows it, and pooled connections."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from raycache.blocks import ObjectVersion
+from raycache.errors import IntegrityError, RaycacheError, WorkerUnavailableError
+from raycache.flight import PeerPool
+from raycache.membership import Membership, Worker
+from raycache.wire import StreamTicket
+
+log = logging.getLogger(__name__)
+
+REFRESH_INTERVAL_S = 1.0
+"""At most one question for a newer membership in this time, however many calls fail."""
+
+STREAM_TIMEOUT_S = 120.0
+"""Longest wait for one stream; its worker may itself be waiting for the object store."""
+
+FAILOVER_DEPTH = 3
+"""Owners tried for a segment before the object store itself is read."""
+
+
+class Peers:
+    """The other workers, in the order in which a segment or a directory belongs to them.
+
+    Args:
+        pool: connections, with back-off for those that are down.
+        membership: what is known at the start.
+        self_id: id of this process's own worker; "" for a client.
+        refresh: asks for a membership newer than the given epoch; None when there is none, or nobody to ask.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        pool: PeerPool,
+        membership: Membership,
+        self_id: str = "",
+        refresh: Callable[[int], Membership | None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.pool = pool
+        self.self_id = self_id
+        self._membership = membership
+        self._refresh = refresh
+        self._clock = clock
+        self._refreshed_at = clock()
+        self._lock = threading.Lock()
+
+    @property
+    def membership(self) -> Membership:
+        """The newest membership this process has heard of."""
+        return self._membership
+
+    def update(self, membership: Membership) -> None:
+        """Take a membership, unless an equally new one is known."""
+        with self._lock:
+            if membership.epoch > self._membership.epoch:
+                self._membership = membership
+
+    def heard_of(self, epoch: int) -> None:
+        """Some answer carried `epoch`: if that is newer than what is known here, ask for it."""
+        if epoch > self._membership.epoch:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Ask for a newer membership, at most once a second."""
+        now = self._clock()
+        with self._lock:
+            if self._refresh is None or now - self._refreshed_at < REFRESH_INTERVAL_S:
+                return
+            self._refreshed_at = now
+        try:
+            newer = self._refresh(self._membership.epoch)
+        except RaycacheError as error:
+            log.warning("membership not refreshed, going on with epoch %d: %s", self._membership.epoch, error)
+            return
+        if newer is not None:
+            self.update(newer)
+
+    def owners(self, dataset: str, object_id: str, segment: int) -> list[Worker]:
+        """Workers of a segment, its owner first; those that are down come last.
+
+        Returns:
+            Up to `FAILOVER_DEPTH` workers; empty when no worker holds the dataset.
+        """
+        membership = self._membership
+        placement = membership.placement(dataset)
+        if placement is None:
+            return []
+        return self._reachable_first(membership, placement.ranked(object_id, segment, FAILOVER_DEPTH))
+
+    def directory_owners(self, dataset: str, directory: str) -> list[Worker]:
+        """Workers that keep a directory's listing, its owner first; those that are down come last."""
+        membership = self._membership
+        placement = membership.placement(dataset)
+        if placement is None:
+            return []
+        return self._reachable_first(
+            membership, placement.ranked_for_path(dataset, directory, FAILOVER_DEPTH)
+        )
+
+    def call(self, worker: Worker, action: str, payload: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Call an action of a worker.
+
+        Raises:
+            WorkerUnavailableError: it did not answer; it is left alone for a while.
+            RaycacheError: what the worker raised.
+        """
+        try:
+            answer = self.pool.get(worker.address).call(action, payload, timeout_s)
+        except WorkerUnavailableError:
+            self._lost(worker)
+            raise
+        self.heard_of(int(answer.get("epoch", 0)))
+        return answer
+
+    def stream_blocks(
+        self, worker: Worker, version: ObjectVersion, blocks: range, hops: int = 0
+    ) -> Iterator[tuple[int, memoryview]]:
+        """Blocks from a worker, each with its CRC32C, which has been checked.
+
+        Closing the generator cancels what has not arrived. Raises as `call` does, and IntegrityError for a
+        block whose bytes do not match its checksum, or whose length is wrong.
+        """
+        ticket = StreamTicket(version, blocks, hops).to_wire()
+        expected = iter(blocks)
+        try:
+            for crc, data in self.pool.get(worker.address).stream(ticket, STREAM_TIMEOUT_S):
+                block = next(expected, None)
+                view = memoryview(data).cast("B")
+                if block is None or len(view) != version.block_extent(block).length:
+                    raise IntegrityError("a worker sent blocks that were not asked for", where=worker.address)
+                yield crc, view
+        except WorkerUnavailableError:
+            self._lost(worker)
+            raise
+        if next(expected, None) is not None:
+            raise IntegrityError("a worker sent fewer blocks than asked", where=worker.address)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.pool.close()
+
+    def _lost(self, worker: Worker) -> None:
+        log.info("worker %s at %s does not answer", worker.id, worker.address)
+        self.pool.mark_down(worker.address)
+        self.refresh()
+
+    def _reachable_first(self, membership: Membership, ids: list[str]) -> list[Worker]:
+        workers = [worker for id in ids if (worker := membership.worker(id)) is not None]
+        return sorted(workers, key=lambda worker: self.pool.is_down(worker.address))

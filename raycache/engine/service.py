@@ -1,0 +1,141 @@
+"""An engine on the wire: what a worker answers to other workers and to clients over Flight."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from raycache import wire
+from raycache.blocks import ObjectVersion, clean_path
+from raycache.engine.engine import Engine
+from raycache.engine.metadata import ttl_to_wire
+from raycache.errors import RaycacheError
+
+Answer = dict[str, Any]
+
+
+class EngineService:
+    """The actions and the stream that a worker's Flight server offers.
+
+    Args:
+        engine: serves them.
+        state: the cluster's state for a client outside Ray: membership and datasets, without any secret.
+    """
+
+    def __init__(self, engine: Engine, state: Callable[[], Answer]) -> None:
+        self._engine = engine
+        self._state = state
+        self._started = time.time()
+
+    @property
+    def actions(self) -> Mapping[str, Callable[[dict[str, Any]], Answer]]:
+        """Name of each action, with the function that answers it."""
+        handlers = {
+            "state": self._get_state,
+            "info": self._info,
+            "list": self._list,
+            "ensure": self._ensure,
+            "cached": self._cached,
+            "evict": self._evict,
+            "invalidate": self._invalidate,
+            "usage": self._usage,
+        }
+        return {name: self._with_epoch(handler) for name, handler in handlers.items()}
+
+    def stream(self, ticket: dict[str, Any]) -> Iterator[tuple[int, memoryview]]:
+        """The blocks a ticket asks for, each with its CRC32C. Raises what `Engine.stream` raises."""
+        request = wire.StreamTicket.from_wire(ticket)
+        return self._engine.stream(request.version, request.blocks, hop=request.hops > 0)
+
+    def usage(self) -> Answer:
+        """Tiers, counters and totals of this worker, by dataset."""
+        datasets = {}
+        for volume in self._engine.volumes:
+            objects = volume.store.objects()
+            datasets[volume.dataset.name] = {
+                "generation": volume.dataset.generation,
+                "tiers": [
+                    {"medium": t.medium, "path": t.path, "quota": t.quota, "used": t.used, "files": t.files}
+                    for t in volume.store.usage()
+                ],
+                "primary_bytes": sum(o.cached for o in objects if not o.secondary),
+                "secondary_bytes": sum(o.cached for o in objects if o.secondary),
+                "objects": len(objects),
+            }
+        return {
+            "pid": os.getpid(),
+            "started": self._started,
+            "datasets": datasets,
+            "metrics": self._engine.metrics.snapshot(),
+        }
+
+    def _with_epoch(self, handler: Callable[[dict[str, Any]], Answer]) -> Callable[[dict[str, Any]], Answer]:
+        # Every answer tells the epoch, so that whoever talks to any worker learns of changes without asking.
+        def answer(payload: dict[str, Any]) -> Answer:
+            return {**handler(payload), "epoch": self._engine.peers.membership.epoch}
+
+        return answer
+
+    def _get_state(self, payload: dict[str, Any]) -> Answer:
+        if payload.get("known_epoch") == self._engine.peers.membership.epoch:
+            return {}
+        return self._state()
+
+    def _info(self, payload: dict[str, Any]) -> Answer:
+        info, ttl = self._engine.info(
+            payload["dataset"], clean_path(payload["path"]), bool(payload.get("hop"))
+        )
+        return {"info": info.to_wire(), "ttl": ttl_to_wire(ttl)}
+
+    def _list(self, payload: dict[str, Any]) -> Answer:
+        infos, ttl = self._engine.list(
+            payload["dataset"], clean_path(payload["path"]), bool(payload.get("hop"))
+        )
+        return {"infos": [info.to_wire() for info in infos], "ttl": ttl_to_wire(ttl)}
+
+    def _ensure(self, payload: dict[str, Any]) -> Answer:
+        version = wire.version_from_wire(payload.get("version"))
+        self._engine.ensure(version, _blocks(version, payload, "blocks"), _blocks(version, payload, "ahead"))
+        return {}
+
+    def _cached(self, payload: dict[str, Any]) -> Answer:
+        versions = [wire.version_from_wire(v) for v in payload["versions"]]
+        return {"bytes": [self._engine.cached_bytes(version) for version in versions]}
+
+    def _evict(self, payload: dict[str, Any]) -> Answer:
+        path = clean_path(payload.get("path", ""))
+        volume = self._engine.volume(payload["dataset"])
+        volume.metadata.invalidate(path)
+        return {"bytes": volume.store.evict(lambda version: is_below(version.path, path))}
+
+    def _invalidate(self, payload: dict[str, Any]) -> Answer:
+        self._engine.invalidate(payload["dataset"], clean_path(payload.get("path", "")))
+        return {}
+
+    def _usage(self, payload: dict[str, Any]) -> Answer:
+        return self.usage()
+
+
+def ensure_to_wire(version: ObjectVersion, blocks: range, ahead: range) -> dict[str, Any]:
+    """The payload of the action `ensure`."""
+    return {
+        "version": version.to_wire(),
+        "blocks": [blocks.start, blocks.stop],
+        "ahead": [ahead.start, ahead.stop],
+    }
+
+
+def _blocks(version: ObjectVersion, payload: dict[str, Any], name: str) -> range:
+    start, stop = (int(bound) for bound in payload.get(name, (0, 0)))
+    if start < 0 or stop > version.block_count:
+        raise RaycacheError(
+            f"no blocks {start}..{stop} in an object of {version.block_count} blocks", where=version.path
+        )
+    return range(start, stop)
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Whether `path` is `directory` itself or lies below it; everything lies below ""."""
+    return not directory or path == directory or path.startswith(directory + "/")

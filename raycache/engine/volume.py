@@ -1,0 +1,58 @@
+"""One dataset as one process serves it: its under-store, what is known of its names, and its local store."""
+
+from __future__ import annotations
+
+import math
+
+from raycache.blocks import ObjectVersion
+from raycache.engine.metadata import MetadataCache
+from raycache.engine.peers import Peers
+from raycache.metrics import Metrics
+from raycache.spec import ResolvedDataset
+from raycache.store import Filling, LocalStore
+from raycache.ufs import DatasetSource
+
+
+class Volume:
+    """A dataset, attached.
+
+    Args:
+        dataset: the resolved spec.
+        store: this process's tiers for it.
+        peers: to know which objects belong to this worker, and which are near copies.
+        metrics: counters of the process.
+    """
+
+    def __init__(self, dataset: ResolvedDataset, store: LocalStore, peers: Peers, metrics: Metrics) -> None:
+        self.dataset = dataset
+        self.store = store
+        self.source = DatasetSource(dataset, metrics)
+        self.metadata = MetadataCache(metadata_ttl(dataset))
+        self._peers = peers
+
+    def fill(self, version: ObjectVersion) -> Filling:
+        """A hold on an object in the local store, to write or read blocks: a near copy unless it is owned here."""
+        return self.store.fill(version, secondary=not self._owns_part_of(version))
+
+    def close(self) -> None:
+        """Release the under-store and the local store; what is cached stays on its tiers."""
+        self.source.close()
+        self.store.close()
+
+    def _owns_part_of(self, version: ObjectVersion) -> bool:
+        placement = self._peers.membership.placement(self.dataset.name)
+        if placement is None or not self._peers.self_id:
+            return True
+        return any(
+            placement.owner(version.object_id, segment) == self._peers.self_id
+            for segment in range(max(1, version.segment_count))
+        )
+
+
+def metadata_ttl(dataset: ResolvedDataset) -> float:
+    """Seconds for which an answer about the dataset's names may be believed, by its consistency mode."""
+    if dataset.consistency_mode == "immutable":
+        return math.inf
+    if dataset.consistency_mode == "strict":
+        return 0.0
+    return dataset.metadata_ttl
