@@ -118,6 +118,7 @@ class Peers:
         except WorkerUnavailableError:
             self._lost(worker)
             raise
+        self.pool.mark_up(worker.address)
         self.heard_of(int(answer.get("epoch", 0)))
         return answer
 
