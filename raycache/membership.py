@@ -6,11 +6,14 @@ else takes whichever has the higher epoch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from raycache.errors import RaycacheError
+from raycache.placement import Placement, rebalance
 
 State = Literal["up", "draining"]
 """`up`: owns its share. `draining`: is about to leave; still answers reads, owns nothing any more."""
@@ -79,8 +82,8 @@ class Membership:
     Args:
         epoch: grows with every change.
         workers: sorted by id.
-        tables: partition table of each dataset, in the packed form of `placement.Placement`; kept packed
-            here, because most who pass a membership on never look anything up in it.
+        tables: partition table of each dataset, as `Placement.pack` makes it; kept packed, because most who
+            pass a membership on never look anything up in it.
     """
 
     epoch: int = 0
@@ -89,7 +92,16 @@ class Membership:
 
     def worker(self, worker_id: str) -> Worker | None:
         """The worker of that id, or None if it is not a member."""
-        return next((worker for worker in self.workers if worker.id == worker_id), None)
+        return self._by_id.get(worker_id)
+
+    @cached_property
+    def _by_id(self) -> dict[str, Worker]:
+        return {worker.id: worker for worker in self.workers}
+
+    def placement(self, dataset: str) -> Placement | None:
+        """Who owns what of a dataset; None if no worker does."""
+        table = self.tables.get(dataset)
+        return None if table is None else _unpacked(table)
 
     def workers_for(self, dataset: str) -> list[Worker]:
         """Workers that hold a dataset, draining ones included: they still answer."""
@@ -124,11 +136,29 @@ class Membership:
         worker = self.worker(worker_id)
         return self if worker is None else self.with_worker(replace(worker, state="draining"))
 
-    def with_tables(self, tables: Mapping[str, str]) -> Membership:
-        """The next membership: other partition tables."""
-        if dict(self.tables) == dict(tables):
+    def rebalanced(self) -> Membership:
+        """The next membership: every dataset placed on the workers that hold it now, as little moved as can be.
+
+        Adding and removing workers does not do this by itself, so that several changes cost one move, and a
+        worker that is only away for a moment costs none: readers go on to the next candidate meanwhile.
+        """
+        tables = {}
+        for dataset in sorted({dataset for worker in self.workers for dataset in worker.weights}):
+            weights = self.weights_for(dataset)
+            if weights:
+                tables[dataset] = rebalance(self.placement(dataset), weights).pack()
+        if tables == dict(self.tables):
             return self
-        return replace(self, epoch=self.epoch + 1, tables=dict(tables))
+        return replace(self, epoch=self.epoch + 1, tables=tables)
+
+    def restarted(self, old_id: str, worker: Worker) -> Membership:
+        """The next membership: `worker` took the place of `old_id` and its disks, so nothing moves."""
+        tables = {
+            dataset: _unpacked(table).renamed(old_id, worker.id).pack()
+            for dataset, table in self.tables.items()
+        }
+        workers = [other for other in self.workers if other.id not in (old_id, worker.id)]
+        return replace(self, tables=tables)._with([*workers, worker])
 
     def _with(self, workers: Iterable[Worker]) -> Membership:
         ordered = tuple(sorted(workers, key=lambda worker: worker.id))
@@ -151,3 +181,8 @@ class Membership:
             return cls(int(data["epoch"]), tuple(sorted(workers, key=lambda worker: worker.id)), tables)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise RaycacheError("an answer is not a valid membership") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _unpacked(table: str) -> Placement:
+    return Placement.unpack(table)

@@ -101,7 +101,7 @@ class FarReader:
             last = version.blocks_of_segment(version.segment_of(block)).stop
             stop = min(block + max(1, SEQUENTIAL_STREAM // version.block_size), last)
         failures: list[RaycacheError] = []
-        for worker in self._peers.owners(version.dataset, version.object_id, version.segment_of(block)):
+        for worker in self._peers.owners(version, version.segment_of(block)):
             if self._peers.pool.is_down(worker.address) and self._source is not None:
                 continue
             stream = (data for _, data in self._peers.stream_blocks(worker, version, range(block, stop)))

@@ -128,9 +128,7 @@ class Fetcher:
         futures: list[Future[Fetched]],
         hop: bool,
     ) -> None:
-        owners = (
-            [] if hop else self._peers.owners(version.dataset, version.object_id, version.segment_of(run[0]))
-        )
+        owners = [] if hop else self._peers.owners(version, version.segment_of(run[0]))
         others = _before_self(owners, self._peers.self_id)
         pool = self._peer_pool if others else self._store_pool
         try:

@@ -84,17 +84,17 @@ class Peers:
         if newer is not None:
             self.update(newer)
 
-    def owners(self, dataset: str, object_id: str, segment: int) -> list[Worker]:
+    def owners(self, version: ObjectVersion, segment: int) -> list[Worker]:
         """Workers of a segment, its owner first; those that are down come last.
 
         Returns:
             Up to `FAILOVER_DEPTH` workers; empty when no worker holds the dataset.
         """
         membership = self._membership
-        placement = membership.placement(dataset)
+        placement = membership.placement(version.dataset)
         if placement is None:
             return []
-        return self._reachable_first(membership, placement.ranked(object_id, segment, FAILOVER_DEPTH))
+        return self._reachable_first(membership, placement.ranked(version, segment, FAILOVER_DEPTH))
 
     def directory_owners(self, dataset: str, directory: str) -> list[Worker]:
         """Workers that keep a directory's listing, its owner first; those that are down come last."""

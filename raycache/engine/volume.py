@@ -44,7 +44,7 @@ class Volume:
         if placement is None or not self._peers.self_id:
             return True
         return any(
-            placement.owner(version.object_id, segment) == self._peers.self_id
+            placement.owner(version, segment) == self._peers.self_id
             for segment in range(max(1, version.segment_count))
         )
 
