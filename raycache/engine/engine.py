@@ -139,9 +139,29 @@ class Engine:
         volume.metadata.put_listing(path, *infos)
         return infos
 
-    def invalidate(self, dataset: str, path: str = "") -> None:
-        """Forget what is known of the names at and below `path` in this process."""
+    def invalidate(self, dataset: str, path: str = "", hop: bool = False) -> None:
+        """Forget what is known of the names at and below `path`, here and where others would ask for them.
+
+        Args:
+            dataset: name of the dataset.
+            path: path inside it; "" is all of it.
+            hop: the request came from another worker: do not tell a third.
+        """
         self.volume(dataset).metadata.invalidate(path)
+        if hop:
+            return
+        directories = {path.rpartition("/")[0], path}
+        owners = {w.id: w for d in directories for w in self.peers.directory_owners(dataset, d)[:1]}
+        if not path:
+            owners = {w.id: w for w in self.peers.membership.workers_for(dataset)}
+        owners.pop(self.peers.self_id, None)
+        for worker in owners.values():
+            try:
+                payload = {"dataset": dataset, "path": path, "hop": True}
+                self.peers.call(worker, "invalidate", payload, METADATA_TIMEOUT_S)
+            except (WorkerUnavailableError, DatasetNotFoundError) as error:
+                # Its knowledge is gone with it, or expires by itself within the dataset's metadataTTL.
+                log.info("%s/%s not invalidated at %s: %s", dataset, path, worker.address, error)
 
     def _ask_owner(self, action: str, dataset: str, path: str, directory: str) -> dict[str, Any] | None:
         """The directory owner's answer; None when that is this worker, or no owner answers."""

@@ -111,7 +111,8 @@ class EngineService:
         return {"bytes": volume.store.evict(lambda version: is_below(version.path, path))}
 
     def _invalidate(self, payload: dict[str, Any]) -> Answer:
-        self._engine.invalidate(payload["dataset"], clean_path(payload.get("path", "")))
+        path = clean_path(payload.get("path", ""))
+        self._engine.invalidate(payload["dataset"], path, bool(payload.get("hop")))
         return {}
 
     def _usage(self, payload: dict[str, Any]) -> Answer:
