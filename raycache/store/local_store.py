@@ -1,0 +1,194 @@
+"""The local store: object versions in files on a node's tiers, with one writer and any number of readers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from raycache.blocks import ObjectVersion
+from raycache.errors import SpecError, StoreBusyError
+from raycache.metrics import Metrics
+from raycache.store import moving
+from raycache.store.adoption import adopt
+from raycache.store.cached_object import CachedObject, Pin
+from raycache.store.filling import Filling
+from raycache.store.local_file import LocalFile, StoreView
+from raycache.store.space import Space
+from raycache.store.tiers import Tier, TierConfig, TierUsage
+
+
+@dataclass(frozen=True)
+class ObjectStatus:
+    """What the store holds of an object version.
+
+    Args:
+        version: the object version.
+        medium: MEM, SSD or HDD: the tier it is in.
+        bytes_cached: bytes of its present blocks.
+        complete: whether all of it is present and verified.
+        secondary: whether it is a near copy, which is evicted first.
+    """
+
+    version: ObjectVersion
+    medium: str
+    bytes_cached: int
+    complete: bool
+    secondary: bool
+
+
+class LocalStore:
+    """The single writer of its tiers' directories. Thread-safe.
+
+    Takes over the valid files that an earlier process left in them.
+
+    Args:
+        tiers: fastest first; each with a directory of its own.
+        policy: "sieve" or "lru".
+        metrics: counts evicted and demoted bytes and corrupt blocks.
+        background: evict in a thread of its own when a tier is above its high watermark. Else the writer does it.
+
+    Raises:
+        SpecError: no tiers, an unknown policy, or a quota larger than its filesystem.
+        StoreBusyError: another process owns one of the directories.
+        AccessDeniedError: one of them cannot be written.
+    """
+
+    def __init__(
+        self,
+        tiers: Sequence[TierConfig],
+        policy: str = "sieve",
+        metrics: Metrics | None = None,
+        *,
+        background: bool = True,
+    ) -> None:
+        if not tiers:
+            raise SpecError("a store needs a tier", where="tieredstore.levels", hint="add one level")
+        self.metrics = metrics or Metrics()
+        opened: list[Tier] = []
+        try:
+            for rank, config in enumerate(tiers):
+                opened.append(Tier(config, rank, policy))
+            self._space = Space(opened, self.metrics, background=background)
+            for cached in adopt(opened):
+                self._space.objects[cached.id] = cached
+            for tier in opened:
+                self._space.reclaim(tier)
+        except BaseException:
+            for tier in opened:
+                tier.close()
+            raise
+        self.paths = tuple(tier.path for tier in opened)
+        self._view = StoreView(self.paths)
+        self._closed = False
+
+    def fill(self, version: ObjectVersion, secondary: bool = False) -> Filling:
+        """Open an object version for filling; use it as a context manager.
+
+        Args:
+            version: the object version.
+            secondary: this node is not its owner, so the copy is evicted before primary ones. A copy that is
+                filled once as primary stays primary.
+
+        Raises:
+            CacheFullError: no tier has room for even the index.
+            StoreBusyError: the store is closed.
+        """
+        if self._closed:
+            raise StoreBusyError("the local store is closed", where=self.paths[0])
+        pin = Pin()
+        return Filling(self._space, self._space.pin(version, pin, secondary=secondary), pin, self.metrics)
+
+    def lease(self, version: ObjectVersion, *, hit: bool = True) -> LocalFile | None:
+        """The version's file as readers see it, under a lease; None if there is none. Close it.
+
+        Args:
+            version: the object version.
+            hit: whether this counts as a use for eviction (see `StoreView.open`).
+        """
+        return self._view.open(version, hit=hit)
+
+    def contains(self, version: ObjectVersion) -> list[bool]:
+        """For each block, whether it is present (verified or not)."""
+        cached = self._space.objects.get(version.object_id)
+        if cached is None or cached.tier is None:
+            return [False] * version.block_count
+        with cached.cond:
+            return [False] * version.block_count if cached.gone else [bool(state) for state in cached.states]
+
+    def objects(self) -> list[ObjectStatus]:
+        """What is in the store."""
+        return [status for cached in self._space.snapshot() if (status := _status(cached)) is not None]
+
+    def usage(self) -> list[TierUsage]:
+        """How full each tier is, fastest first."""
+        return [tier.usage() for tier in self._space.tiers]
+
+    def evict(self, match: Callable[[ObjectVersion], bool]) -> int:
+        """Drop the objects for which `match` is true, but for those that are being read or filled; bytes freed."""
+        return sum(self._space.drop(cached) for cached in self._space.snapshot() if match(cached.version))
+
+    def reclaim(self) -> None:
+        """Bring every tier that is above its high watermark down to its low one, now."""
+        for tier in reversed(self._space.tiers):
+            self._space.reclaim(tier)
+
+    def resize(self, tiers: Sequence[TierConfig]) -> None:
+        """Take new quotas and watermarks, and evict what no longer fits (what is in use stays until it is not).
+
+        Args:
+            tiers: the same directories in the same order.
+
+        Raises:
+            SpecError: other directories, or a quota larger than its filesystem.
+        """
+        if [config.path.rstrip("/") or "/" for config in tiers] != list(self.paths):
+            raise SpecError(
+                "a store's directories cannot change while it is open",
+                where="tieredstore.levels",
+                hint="change quota, high and low only; for other paths, delete the dataset and apply it again",
+            )
+        for tier, config in zip(self._space.tiers, tiers, strict=True):
+            tier.configure(config)
+        for tier in reversed(self._space.tiers):
+            self._space.reclaim(tier)
+
+    def purge(self, medium: str | None = None) -> int:
+        """Unlink everything, also what is in use (readers keep what they have open); bytes freed.
+
+        Args:
+            medium: only the tiers of this medium.
+        """
+        freed = 0
+        for cached in self._space.snapshot():
+            with cached.cond:
+                while cached.moving:
+                    cached.cancel = True
+                    cached.cond.wait()
+                if cached.gone or cached.tier is None:
+                    continue
+                if medium is None or cached.tier.config.medium == medium:
+                    freed += cached.cost
+                    moving.remove(cached.tier, cached.id)
+                    self._space.forget(cached)
+        return freed
+
+    def close(self) -> None:
+        """Stop evicting and let another process own the directories. Files stay, for the next one to adopt."""
+        if not self._closed:
+            self._closed = True
+            self._space.stop()
+            for tier in self._space.tiers:
+                tier.close()
+
+
+def _status(cached: CachedObject) -> ObjectStatus | None:
+    with cached.cond:
+        if cached.gone or cached.tier is None:
+            return None
+        return ObjectStatus(
+            cached.version,
+            cached.tier.config.medium,
+            cached.cached_bytes(),
+            cached.complete,
+            cached.secondary,
+        )

@@ -1,0 +1,136 @@
+"""Copying an object's files down a tier."""
+
+from __future__ import annotations
+
+import logging
+import os
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from crc32c import crc32c
+
+from raycache.metrics import CORRUPT_BLOCKS, Metrics
+from raycache.store import files, index
+from raycache.store.cached_object import CachedObject
+from raycache.store.tiers import Tier
+
+_log = logging.getLogger(__name__)
+
+NEW = ".new"
+"""Suffix of files that are not whole yet. Adoption removes them."""
+
+
+@dataclass(slots=True)
+class Copy:
+    """Files of an object, written under temporary names in `tier`."""
+
+    tier: Tier
+    object_id: str
+    header: index.Header
+    data_fd: int
+    index_fd: int
+    states: bytearray
+    crcs: array[int]
+
+    def publish(self) -> None:
+        """Give the files their names: the index first, so that a data file never lacks one. Raises OSError."""
+        for path in (
+            index.index_path(self.tier.path, self.object_id),
+            index.data_path(self.tier.path, self.object_id),
+        ):
+            os.replace(path + NEW, path)
+
+    def close(self) -> None:
+        """Close the descriptors, if they are not the object's by now."""
+        os.close(self.data_fd)
+        os.close(self.index_fd)
+
+    def discard(self) -> None:
+        """Remove the files, whether or not they have their names already."""
+        self.close()
+        remove(self.tier, self.object_id)
+
+
+def remove(tier: Tier, object_id: str) -> None:
+    """Unlink the files of an object in a tier: data first, so that no data file is ever without its index."""
+    data, entries = index.data_path(tier.path, object_id), index.index_path(tier.path, object_id)
+    for path in (data, data + NEW, entries, entries + NEW):
+        files.unlink(path)
+
+
+def new_files(cached: CachedObject, tier: Tier, flags: int, states: bytearray, crcs: array[int]) -> Copy:
+    """Create the two files of an object under temporary names, the data sparse and of full length.
+
+    Raises:
+        OSError: they cannot be made; nothing is left of them.
+    """
+    version = cached.version
+    index_fd = data_fd = -1
+    try:
+        index_fd = files.create(index.index_path(tier.path, cached.id) + NEW)
+        header = index.write_new(index_fd, version, flags, bytes(states), crcs.tobytes())
+        data_fd = files.create(index.data_path(tier.path, cached.id) + NEW)
+        os.ftruncate(data_fd, version.size)
+    except BaseException:
+        for fd in (index_fd, data_fd):
+            if fd >= 0:
+                os.close(fd)
+        for path in (index.data_path(tier.path, cached.id), index.index_path(tier.path, cached.id)):
+            files.unlink(path + NEW)
+        raise
+    return Copy(tier, cached.id, header, data_fd, index_fd, states, crcs)
+
+
+def copy_down(
+    cached: CachedObject, source_fd: int, tier: Tier, metrics: Metrics, stop: Callable[[], bool]
+) -> Copy | None:
+    """Copy an object's present blocks into new files in `tier`, each checked against its CRC32C on the way.
+
+    The caller keeps writers away (`cached.moving`). Readers of the source are not disturbed.
+
+    Args:
+        cached: the object.
+        source_fd: its data file.
+        tier: where the copy goes; the bytes are reserved there.
+        metrics: counts corrupt blocks.
+        stop: asked before each block.
+
+    Returns:
+        The copy, not yet under its names; None if it was stopped.
+
+    Raises:
+        OSError: reading or writing failed; nothing is left of the copy.
+    """
+    version = cached.version
+    states = bytearray(len(cached.states))
+    copy = new_files(cached, tier, 0, states, array("I", cached.crcs))
+    done = False
+    try:
+        buffer = memoryview(bytearray(min(version.block_size, version.size)))
+        for block, state in enumerate(cached.states):
+            if state == index.ABSENT:
+                continue
+            if stop():
+                return None
+            extent = version.block_extent(block)
+            part = buffer[: extent.length]
+            read = files.pread_into(source_fd, part, extent.offset)
+            if read != extent.length or crc32c(part) != cached.crcs[block]:
+                _log.warning("%s: block %d does not match its checksum; dropped", cached.data_path, block)
+                metrics.add(CORRUPT_BLOCKS)
+                continue
+            files.pwrite_all(copy.data_fd, part, extent.offset)
+            states[block] = index.VERIFIED
+        index.write_states(copy.index_fd, copy.header, 0, states)
+        flags = index.SECONDARY if cached.secondary else 0
+        if states.count(index.VERIFIED) == len(states):
+            flags |= index.COMPLETE | index.SEALED
+        index.write_flags(copy.index_fd, flags)
+        done = True
+        return copy
+    finally:
+        if not done:
+            copy.close()
+            for path in (index.data_path(tier.path, cached.id), index.index_path(tier.path, cached.id)):
+                files.unlink(path + NEW)

@@ -1,0 +1,490 @@
+"""Making room: which object leaves a tier, whether it goes down or away, and who must not be disturbed.
+
+Locks, in the order in which they may be taken: `Tier.evicting` (upper tiers first), `CachedObject.cond`,
+`Space.lock`, `Tier.lock`. No thread waits for `evicting` while it holds a `cond`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from array import array
+from collections.abc import Iterator, Sequence
+
+from raycache.blocks import ObjectVersion
+from raycache.errors import CacheFullError
+from raycache.metrics import DEMOTED_BYTES, EVICTED_BYTES, Metrics
+from raycache.store import files, index, moving
+from raycache.store.cached_object import CachedObject, Claim, Pin
+from raycache.store.tiers import Tier
+
+_log = logging.getLogger(__name__)
+
+_PASSES = 2
+"""Rounds over a tier's victims: the first may only find out which of them have been read."""
+
+
+class NoRoom(Exception):
+    """A tier's quota is used up by objects that are in use. Never leaves the store."""
+
+
+class Space:
+    """The objects of a store and the bytes they take. Thread-safe.
+
+    Args:
+        tiers: fastest first.
+        metrics: counts what is evicted and demoted.
+        background: evict in a thread of its own, else in the thread that crosses a high watermark.
+    """
+
+    def __init__(self, tiers: Sequence[Tier], metrics: Metrics, *, background: bool) -> None:
+        self.tiers = tuple(tiers)
+        self.objects: dict[str, CachedObject] = {}
+        self.lock = threading.Lock()
+        self._metrics = metrics
+        self._background = background
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    # -- objects -----------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> list[CachedObject]:
+        """All objects that have files."""
+        with self.lock:
+            return [cached for cached in self.objects.values() if cached.tier is not None]
+
+    def pin(self, version: ObjectVersion, pin: Pin, *, secondary: bool) -> CachedObject:
+        """The version's object with `pin` on it and its files open, made if need be.
+
+        Raises:
+            CacheFullError: no tier can take even its index.
+        """
+        while True:
+            with self.lock:
+                cached = self.objects.get(version.object_id)
+                if cached is None:
+                    cached = CachedObject(version, secondary=secondary)
+                    self.objects[cached.id] = cached
+            if self._pin(cached, pin, secondary=secondary):
+                return cached
+
+    def _pin(self, cached: CachedObject, pin: Pin, *, secondary: bool) -> bool:
+        with cached.cond:
+            while cached.moving:
+                cached.cancel = True  # it is wanted here and now
+                cached.cond.wait()
+            if cached.gone:
+                return False
+            if cached.tier is not None:
+                try:
+                    cached.open()
+                except FileNotFoundError:
+                    _log.warning("%s: somebody removed the cache file", cached.data_path)
+                    self.forget(cached)
+                    return False
+                cached.pins.add(pin)
+                if cached.secondary and not secondary:
+                    cached.secondary = False
+                    index.write_flags(cached.index_fd, cached.flags)
+                    cached.tier.promote(cached.id)
+                return True
+            cached.moving = True
+        try:
+            tier, copy = self._create(cached)
+        except BaseException:
+            with cached.cond:
+                cached.gone = True
+                cached.moving = False
+                cached.cond.notify_all()
+            with self.lock:
+                self.objects.pop(cached.id, None)
+            raise
+        with cached.cond:
+            cached.settle(tier, copy.header, copy.states, copy.crcs, sealed=cached.version.size == 0)
+            cached.data_fd, cached.index_fd = copy.data_fd, copy.index_fd
+            cached.pins.add(pin)
+            tier.enter(cached.id, secondary=cached.secondary)
+            cached.moving = False
+            cached.cond.notify_all()
+        return True
+
+    def _create(self, cached: CachedObject) -> tuple[Tier, moving.Copy]:
+        """Make the files in the first tier that can take the object by its size, else in the largest; further
+        down if that one is full."""
+        flags = index.SECONDARY if cached.secondary else 0
+        if cached.version.size == 0:
+            flags |= index.COMPLETE | index.SEALED
+        states = bytearray(cached.version.block_count)
+        crcs = array("I", bytes(4 * len(states)))
+        problem = "the cache is full and all that is in it is in use"
+        for tier in self.tiers[self._rank_for(cached.version) :]:
+            need = tier.index_cost(cached.version)
+            if not self.room(tier, need):
+                continue
+            try:
+                copy = moving.new_files(cached, tier, flags, states, crcs)
+                try:
+                    copy.publish()
+                except OSError:
+                    copy.discard()
+                    raise
+            except OSError as error:
+                tier.give(need)
+                problem = f"no cache file can be made in {tier.path}: {error.strerror}"
+                continue
+            return tier, copy
+        raise CacheFullError(
+            problem,
+            where=f"{cached.version.dataset}/{cached.version.path}",
+            hint="raise the quota of a tier, or add one",
+        )
+
+    def _rank_for(self, version: ObjectVersion) -> int:
+        for tier in self.tiers:
+            if tier.cost(version) <= tier.high:
+                return tier.rank
+        return max(self.tiers, key=lambda tier: tier.quota).rank
+
+    def unpin(self, cached: CachedObject, pin: Pin) -> None:
+        """Take a pin off. The last one closes the files, and removes them if nothing came of the fill."""
+        with cached.cond:
+            cached.pins.discard(pin)
+            while not cached.pins and (cached.io or cached.moving):
+                cached.cond.wait()
+            if cached.pins:
+                return
+            cached.shut()
+            if not cached.gone and not cached.complete and not any(cached.states):
+                self._unlink(cached)
+
+    def forget(self, cached: CachedObject) -> None:
+        """The object's files are gone: return their bytes. `cond` held."""
+        cached.gone = True
+        with self.lock:
+            if self.objects.get(cached.id) is cached:
+                del self.objects[cached.id]
+        if cached.tier is not None:
+            cached.tier.leave(cached.id, cached.cost)
+        cached.cost = 0
+        cached.cond.notify_all()
+
+    # -- reservations ------------------------------------------------------------------------------------------
+
+    def pay(self, cached: CachedObject, claim: Claim) -> None:
+        """Reserve the bytes of a claim, evicting what must go. No lock held.
+
+        Raises:
+            NoRoom: everything in the tier is in use.
+        """
+        tier = cached.tier
+        assert tier is not None
+        if not (
+            tier.take(claim.need)
+            or (self._outgrows(cached, tier) and self._shed(cached, claim.need) and tier.take(claim.need))
+            or self.room(tier, claim.need)
+            or (self._shed(cached, claim.need) and tier.take(claim.need))
+        ):
+            raise NoRoom
+        with cached.cond:
+            if cached.gone:
+                tier.give(claim.need)
+                raise CacheFullError("the cache was purged", where=cached.version.path)
+            cached.cost += claim.need
+            claim.paid = True
+
+    def refund(self, cached: CachedObject, claim: Claim) -> None:
+        """Undo a claim whose blocks were not published."""
+        with cached.cond:
+            tier = cached.tier
+            freed = cached.abandon(claim)
+        if freed and tier is not None:
+            tier.give(freed)
+
+    def _outgrows(self, cached: CachedObject, tier: Tier) -> bool:
+        """Whether the object can never fit and has its fair half of the tier already: it then makes room in
+        itself, instead of pushing out everything else."""
+        return tier.cost(cached.version) > tier.high and cached.cost > tier.high // 2
+
+    def room(self, tier: Tier, need: int, *, primaries: bool = True) -> bool:
+        """Reserve `need` bytes in a tier, evicting as many objects as it takes; False if it cannot be done."""
+        if need > tier.quota:
+            return False
+        if tier.take(need):
+            return True
+        for _ in range(_PASSES):
+            for victim in self._victims(tier, primaries=primaries):
+                with tier.evicting:
+                    if tier.take(need):  # another writer's eviction was enough for both
+                        return True
+                    self._release(tier, victim, need + tier.used - tier.quota)
+                if tier.take(need):
+                    return True
+        return tier.take(need)
+
+    def reclaim(self, tier: Tier) -> None:
+        """Evict down to the low watermark, if the tier is above the high one."""
+        if tier.used <= tier.high:
+            return
+        for _ in range(_PASSES):
+            for victim in self._victims(tier, primaries=True):
+                with tier.evicting:
+                    excess = tier.used - tier.low
+                    if excess <= 0:
+                        return
+                    self._release(tier, victim, excess)
+
+    def make_real_room(self, cached: CachedObject, need: int, error: OSError) -> bool:
+        """The device is full although the quota is not: evict about `need` bytes. False for other failures."""
+        tier = cached.tier
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or tier is None:
+            return False
+        freed = 0
+        for victim in self._victims(tier, primaries=True):
+            with tier.evicting:
+                freed += self._release(tier, victim, need - freed)
+            if freed >= need:
+                return True
+        return False
+
+    # -- victims -----------------------------------------------------------------------------------------------
+
+    def _victims(self, tier: Tier, *, primaries: bool) -> Iterator[CachedObject]:
+        """Objects of a tier in the order in which they should leave; secondary copies first."""
+        for policy in (tier.secondary, tier.primary) if primaries else (tier.secondary,):
+            candidates = policy.victims()
+            while True:
+                with tier.lock:
+                    key = next(candidates, None)
+                if key is None:
+                    break
+                with self.lock:
+                    cached = self.objects.get(str(key))
+                if cached is None or cached.tier is not tier:
+                    continue
+                if cached.was_read():
+                    tier.access(cached.id)
+                    continue
+                yield cached
+
+    def _release(self, tier: Tier, cached: CachedObject, want: int) -> int:
+        """Demote, trim or drop a victim; bytes freed in `tier`, 0 if it is in use. `tier.evicting` held."""
+        if tier.rank + 1 < len(self.tiers):
+            freed = self._move_down(cached, relocate=False)
+            if freed is not None:
+                return freed
+        try:
+            freed = self._trim(cached, tier, want)
+        except OSError as error:
+            _log.warning("%s: cannot punch a hole, dropping the whole file: %s", cached.data_path, error)
+            freed = 0
+        return freed or self.drop(cached)
+
+    def drop(self, cached: CachedObject, *, tier: Tier | None = None) -> int:
+        """Unlink an object that nobody uses; bytes freed, 0 if somebody does.
+
+        Args:
+            cached: the object.
+            tier: only if it is in this one.
+        """
+        with cached.cond:
+            if cached.gone or cached.pins or cached.moving or cached.tier is None:
+                return 0
+            if tier is not None and cached.tier is not tier:
+                return 0
+            return self._unlink(cached)
+
+    def _unlink(self, cached: CachedObject) -> int:
+        """Unlink the files unless a reader holds a lease; bytes freed. `cond` held, files not open."""
+        assert cached.tier is not None
+        freed = cached.cost
+        try:
+            fd = files.open_file(cached.data_path)
+        except FileNotFoundError:
+            self.forget(cached)
+            return freed
+        try:
+            if not files.try_lock(fd, exclusive=True):
+                return 0
+            # Under the lock nobody has it open as a reader; who opens it now cannot lock it before it is unlinked.
+            moving.remove(cached.tier, cached.id)
+        finally:
+            os.close(fd)
+        self.forget(cached)
+        self._metrics.add(EVICTED_BYTES, freed)
+        return freed
+
+    def _trim(self, cached: CachedObject, tier: Tier, want: int) -> int:
+        """Punch some blocks out of an incomplete object that is much larger than what is wanted; bytes freed."""
+        with cached.cond:
+            if cached.gone or cached.pins or cached.moving or cached.sealed or cached.cost < 2 * want:
+                return 0
+            try:
+                cached.open()
+            except FileNotFoundError:
+                return 0
+            try:
+                if not files.try_lock(cached.data_fd, exclusive=True):
+                    return 0
+                freed = cached.drop_blocks(want, set())
+            finally:
+                cached.shut()  # ends the lock, too
+            tier.give(freed)
+        self._metrics.add(EVICTED_BYTES, freed)
+        return freed
+
+    def _shed(self, cached: CachedObject, want: int) -> bool:
+        """Punch blocks of the very object that is being filled, but for those its Fillings were asked about."""
+        with cached.cond:
+            if cached.gone or cached.sealed or cached.tier is None:
+                return False
+            keep = {block for pin in cached.pins for run in pin.touched for block in run}
+            if not files.try_lock(cached.data_fd, exclusive=True):
+                return False
+            try:
+                # Some more than needed: choosing looks at every block.
+                freed = cached.drop_blocks(max(want, cached.cost // 64), keep)
+            except OSError as error:
+                _log.warning("%s: cannot drop blocks: %s", cached.data_path, error)
+                return False
+            finally:
+                files.unlock(cached.data_fd)
+            cached.tier.give(freed)
+        self._metrics.add(EVICTED_BYTES, freed)
+        return freed > 0
+
+    # -- moving down -------------------------------------------------------------------------------------------
+
+    def relocate(self, cached: CachedObject, tier: Tier) -> bool:
+        """Move an object that is being filled out of `tier`, which is full of things in use, to a lower one; True
+        if it is worth trying the write again."""
+        return bool(self._move_down(cached, relocate=True)) or cached.tier is not tier
+
+    def _move_down(self, cached: CachedObject, *, relocate: bool) -> int | None:
+        """Move an object's files to the next tier; the bytes freed in its own, 0 if it is in use or wanted, None
+        if there is no room below.
+
+        Readers are not disturbed while the bytes are copied: the lock is tried before (so as not to copy in vain)
+        and taken only for the change of names. A fill that comes in the meantime cancels a demotion.
+        """
+        with cached.cond:
+            source = cached.tier
+            if relocate:
+                while cached.moving:
+                    cached.cond.wait()
+                if cached.tier is not source:
+                    return 0  # another writer has moved it
+            if cached.gone or cached.moving or source is None or (cached.pins and not relocate):
+                return 0
+            if source.rank + 1 >= len(self.tiers):
+                return None
+            cached.moving = True  # from here no new claim, no new io
+            while cached.io:
+                cached.cond.wait()
+            cached.cancel = False
+        moved: int | None = None
+        source_fd = -1
+        try:
+            source_fd = files.open_file(cached.data_path)
+            if files.try_lock(source_fd, exclusive=True):
+                files.unlock(source_fd)
+                for target in self.tiers[source.rank + 1 :]:
+                    moved = self._move_to(cached, source_fd, target, relocate=relocate)
+                    if moved is not None:
+                        break
+            else:
+                moved = 0
+        except FileNotFoundError:
+            moved = 0
+        except OSError as error:
+            _log.warning("%s: cannot be moved down a tier: %s", cached.data_path, error)
+        finally:
+            if source_fd >= 0:
+                os.close(source_fd)
+            with cached.cond:
+                cached.moving = False
+                cached.cond.notify_all()
+        if moved and cached.tier is not None:
+            self.after_write(cached.tier)
+        return moved
+
+    def _move_to(self, cached: CachedObject, source_fd: int, target: Tier, *, relocate: bool) -> int | None:
+        present = len(cached.states) - cached.states.count(index.ABSENT)
+        unit = max(cached.version.block_size, target.granule)
+        need = target.index_cost(cached.version) + present * unit
+        # What a primary copy has to leave for, a secondary copy must not come.
+        if not self.room(target, need, primaries=not cached.secondary or relocate):
+            return None
+        copy: moving.Copy | None = None
+        taken = need
+        try:
+            copy = moving.copy_down(
+                cached, source_fd, target, self._metrics, lambda: cached.cancel and not relocate
+            )
+            if copy is None:
+                return 0
+            with cached.cond:
+                if (cached.cancel and not relocate) or not files.try_lock(source_fd, exclusive=True):
+                    return 0
+                source, freed = cached.tier, cached.cost
+                assert source is not None
+                # Names in the new tier first: whoever looks in one tier after the other finds it at any time.
+                copy.publish()
+                moving.remove(source, cached.id)
+                source.leave(cached.id, freed)
+                was_open = cached.data_fd >= 0
+                cached.shut()
+                sealed = copy.states.count(index.VERIFIED) == len(copy.states)
+                cost = cached.settle(target, copy.header, copy.states, copy.crcs, sealed=sealed)
+                target.enter(cached.id, secondary=cached.secondary)
+                taken -= cost
+                if was_open:
+                    cached.data_fd, cached.index_fd = copy.data_fd, copy.index_fd
+                else:
+                    copy.close()
+                copy = None
+            self._metrics.add(DEMOTED_BYTES, freed)
+            return freed
+        finally:
+            if copy is not None:
+                copy.discard()
+            target.give(taken)
+
+    # -- watermarks --------------------------------------------------------------------------------------------
+
+    def after_write(self, tier: Tier) -> None:
+        """Start eviction if the tier is above its high watermark."""
+        if tier.used <= tier.high:
+            return
+        if not self._background:
+            self.reclaim(tier)
+            return
+        if self._thread is None:
+            with self.lock:
+                if self._thread is None and not self._stopping:
+                    self._thread = threading.Thread(target=self._run, name="raycache-evict", daemon=True)
+                    self._thread.start()
+        self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._stopping:
+                return
+            for tier in reversed(self.tiers):  # the lower first: room for what comes down
+                try:
+                    self.reclaim(tier)
+                except OSError as error:
+                    _log.warning("%s: eviction failed: %s", tier.path, error)
+
+    def stop(self) -> None:
+        """End the background thread."""
+        with self.lock:
+            self._stopping = True
+            thread = self._thread
+        self._wake.set()
+        if thread is not None:
+            thread.join()
