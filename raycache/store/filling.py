@@ -13,7 +13,7 @@ from crc32c import crc32c
 from raycache.blocks import runs
 from raycache.errors import CacheFullError, IntegrityError
 from raycache.metrics import CORRUPT_BLOCKS, Metrics
-from raycache.store import files, index
+from raycache.store import files, index, opening
 from raycache.store.cached_object import CachedObject, Claim, Pin
 from raycache.store.space import NoRoom, Space
 
@@ -54,7 +54,7 @@ class Filling:
         if self._open:
             self._open = False
             self._map = None
-            self._space.unpin(self._object, self._pin)
+            opening.unpin(self._space, self._object, self._pin)
 
     @property
     def complete(self) -> bool:

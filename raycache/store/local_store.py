@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from raycache.blocks import ObjectVersion
 from raycache.errors import SpecError, StoreBusyError
 from raycache.metrics import Metrics
-from raycache.store import moving
+from raycache.store import moving, opening
 from raycache.store.adoption import adopt
 from raycache.store.cached_object import CachedObject, Pin
 from raycache.store.filling import Filling
 from raycache.store.local_file import LocalFile, StoreView
+from raycache.store.registry import Registry
 from raycache.store.space import Space
 from raycache.store.tiers import Tier, TierConfig, TierUsage
 
@@ -68,9 +69,10 @@ class LocalStore:
         try:
             for rank, config in enumerate(tiers):
                 opened.append(Tier(config, rank, policy))
-            self._space = Space(opened, self.metrics, background=background)
+            self._registry = Registry(self.metrics)
+            self._space = Space(opened, self._registry, self.metrics, background=background)
             for cached in adopt(opened):
-                self._space.objects[cached.id] = cached
+                self._registry.add(cached)
             for tier in opened:
                 self._space.reclaim(tier)
         except BaseException:
@@ -96,7 +98,9 @@ class LocalStore:
         if self._closed:
             raise StoreBusyError("the local store is closed", where=self.paths[0])
         pin = Pin()
-        return Filling(self._space, self._space.pin(version, pin, secondary=secondary), pin, self.metrics)
+        return Filling(
+            self._space, opening.pin(self._space, version, pin, secondary=secondary), pin, self.metrics
+        )
 
     def lease(self, version: ObjectVersion, *, hit: bool = True) -> LocalFile | None:
         """The version's file as readers see it, under a lease; None if there is none. Close it.
@@ -109,7 +113,7 @@ class LocalStore:
 
     def contains(self, version: ObjectVersion) -> list[bool]:
         """For each block, whether it is present (verified or not)."""
-        cached = self._space.objects.get(version.object_id)
+        cached = self._registry.get(version.object_id)
         if cached is None or cached.tier is None:
             return [False] * version.block_count
         with cached.cond:
@@ -117,7 +121,7 @@ class LocalStore:
 
     def objects(self) -> list[ObjectStatus]:
         """What is in the store."""
-        return [status for cached in self._space.snapshot() if (status := _status(cached)) is not None]
+        return [status for cached in self._registry.snapshot() if (status := _status(cached)) is not None]
 
     def usage(self) -> list[TierUsage]:
         """How full each tier is, fastest first."""
@@ -125,7 +129,7 @@ class LocalStore:
 
     def evict(self, match: Callable[[ObjectVersion], bool]) -> int:
         """Drop the objects for which `match` is true, but for those that are being read or filled; bytes freed."""
-        return sum(self._space.drop(cached) for cached in self._space.snapshot() if match(cached.version))
+        return sum(self._space.drop(cached) for cached in self._registry.snapshot() if match(cached.version))
 
     def reclaim(self) -> None:
         """Bring every tier that is above its high watermark down to its low one, now."""
@@ -159,7 +163,7 @@ class LocalStore:
             medium: only the tiers of this medium.
         """
         freed = 0
-        for cached in self._space.snapshot():
+        for cached in self._registry.snapshot():
             with cached.cond:
                 while cached.moving:
                     cached.cancel = True
@@ -169,7 +173,7 @@ class LocalStore:
                 if medium is None or cached.tier.config.medium == medium:
                     freed += cached.cost
                     moving.remove(cached.tier, cached.id)
-                    self._space.forget(cached)
+                    self._registry.forget(cached)
         return freed
 
     def close(self) -> None:

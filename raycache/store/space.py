@@ -1,7 +1,7 @@
 """Making room: which object leaves a tier, whether it goes down or away, and who must not be disturbed.
 
 Locks, in the order in which they may be taken: `Tier.evicting` (upper tiers first), `CachedObject.cond`,
-`Space.lock`, `Tier.lock`. No thread waits for `evicting` while it holds a `cond`.
+`Registry`'s lock, `Tier.lock`. No thread waits for `evicting` while it holds a `cond`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import errno
 import logging
 import os
 import threading
-from array import array
 from collections.abc import Iterator, Sequence
 
 from raycache.blocks import ObjectVersion
 from raycache.errors import CacheFullError
 from raycache.metrics import DEMOTED_BYTES, EVICTED_BYTES, Metrics
 from raycache.store import files, index, moving
-from raycache.store.cached_object import CachedObject, Claim, Pin
+from raycache.store.cached_object import CachedObject, Claim
+from raycache.store.registry import Registry
 from raycache.store.tiers import Tier
 
 _log = logging.getLogger(__name__)
@@ -31,145 +31,26 @@ class NoRoom(Exception):
 
 
 class Space:
-    """The objects of a store and the bytes they take. Thread-safe.
+    """The bytes that a store's objects take. Thread-safe.
 
     Args:
         tiers: fastest first.
+        registry: the objects.
         metrics: counts what is evicted and demoted.
         background: evict in a thread of its own, else in the thread that crosses a high watermark.
     """
 
-    def __init__(self, tiers: Sequence[Tier], metrics: Metrics, *, background: bool) -> None:
+    def __init__(
+        self, tiers: Sequence[Tier], registry: Registry, metrics: Metrics, *, background: bool
+    ) -> None:
         self.tiers = tuple(tiers)
-        self.objects: dict[str, CachedObject] = {}
-        self.lock = threading.Lock()
+        self.registry = registry
         self._metrics = metrics
         self._background = background
         self._wake = threading.Event()
+        self._thread_lock = threading.Lock()
         self._stopping = False
         self._thread: threading.Thread | None = None
-
-    # -- objects -----------------------------------------------------------------------------------------------
-
-    def snapshot(self) -> list[CachedObject]:
-        """All objects that have files."""
-        with self.lock:
-            return [cached for cached in self.objects.values() if cached.tier is not None]
-
-    def pin(self, version: ObjectVersion, pin: Pin, *, secondary: bool) -> CachedObject:
-        """The version's object with `pin` on it and its files open, made if need be.
-
-        Raises:
-            CacheFullError: no tier can take even its index.
-        """
-        while True:
-            with self.lock:
-                cached = self.objects.get(version.object_id)
-                if cached is None:
-                    cached = CachedObject(version, secondary=secondary)
-                    self.objects[cached.id] = cached
-            if self._pin(cached, pin, secondary=secondary):
-                return cached
-
-    def _pin(self, cached: CachedObject, pin: Pin, *, secondary: bool) -> bool:
-        with cached.cond:
-            while cached.moving:
-                cached.cancel = True  # it is wanted here and now
-                cached.cond.wait()
-            if cached.gone:
-                return False
-            if cached.tier is not None:
-                try:
-                    cached.open()
-                except FileNotFoundError:
-                    _log.warning("%s: somebody removed the cache file", cached.data_path)
-                    self.forget(cached)
-                    return False
-                cached.pins.add(pin)
-                if cached.secondary and not secondary:
-                    cached.secondary = False
-                    index.write_flags(cached.index_fd, cached.flags)
-                    cached.tier.promote(cached.id)
-                return True
-            cached.moving = True
-        try:
-            tier, copy = self._create(cached)
-        except BaseException:
-            with cached.cond:
-                cached.gone = True
-                cached.moving = False
-                cached.cond.notify_all()
-            with self.lock:
-                self.objects.pop(cached.id, None)
-            raise
-        with cached.cond:
-            cached.settle(tier, copy.header, copy.states, copy.crcs, sealed=cached.version.size == 0)
-            cached.data_fd, cached.index_fd = copy.data_fd, copy.index_fd
-            cached.pins.add(pin)
-            tier.enter(cached.id, secondary=cached.secondary)
-            cached.moving = False
-            cached.cond.notify_all()
-        return True
-
-    def _create(self, cached: CachedObject) -> tuple[Tier, moving.Copy]:
-        """Make the files in the first tier that can take the object by its size, else in the largest; further
-        down if that one is full."""
-        flags = index.SECONDARY if cached.secondary else 0
-        if cached.version.size == 0:
-            flags |= index.COMPLETE | index.SEALED
-        states = bytearray(cached.version.block_count)
-        crcs = array("I", bytes(4 * len(states)))
-        problem = "the cache is full and all that is in it is in use"
-        for tier in self.tiers[self._rank_for(cached.version) :]:
-            need = tier.index_cost(cached.version)
-            if not self.room(tier, need):
-                continue
-            try:
-                copy = moving.new_files(cached, tier, flags, states, crcs)
-                try:
-                    copy.publish()
-                except OSError:
-                    copy.discard()
-                    raise
-            except OSError as error:
-                tier.give(need)
-                problem = f"no cache file can be made in {tier.path}: {error.strerror}"
-                continue
-            return tier, copy
-        raise CacheFullError(
-            problem,
-            where=f"{cached.version.dataset}/{cached.version.path}",
-            hint="raise the quota of a tier, or add one",
-        )
-
-    def _rank_for(self, version: ObjectVersion) -> int:
-        for tier in self.tiers:
-            if tier.cost(version) <= tier.high:
-                return tier.rank
-        return max(self.tiers, key=lambda tier: tier.quota).rank
-
-    def unpin(self, cached: CachedObject, pin: Pin) -> None:
-        """Take a pin off. The last one closes the files, and removes them if nothing came of the fill."""
-        with cached.cond:
-            cached.pins.discard(pin)
-            while not cached.pins and (cached.io or cached.moving):
-                cached.cond.wait()
-            if cached.pins:
-                return
-            cached.shut()
-            if not cached.gone and not cached.complete and not any(cached.states):
-                self._unlink(cached)
-
-    def forget(self, cached: CachedObject) -> None:
-        """The object's files are gone: return their bytes. `cond` held."""
-        cached.gone = True
-        with self.lock:
-            if self.objects.get(cached.id) is cached:
-                del self.objects[cached.id]
-        if cached.tier is not None:
-            cached.tier.leave(cached.id, cached.cost)
-        cached.cost = 0
-        cached.cond.notify_all()
 
     # -- reservations ------------------------------------------------------------------------------------------
 
@@ -207,6 +88,13 @@ class Space:
         """Whether the object can never fit and has its fair half of the tier already: it then makes room in
         itself, instead of pushing out everything else."""
         return tier.cost(cached.version) > tier.high and cached.cost > tier.high // 2
+
+    def rank_for(self, version: ObjectVersion) -> int:
+        """Rank of the first tier that can take the whole object below its high watermark, else of the largest."""
+        for tier in self.tiers:
+            if tier.cost(version) <= tier.high:
+                return tier.rank
+        return max(self.tiers, key=lambda tier: tier.quota).rank
 
     def room(self, tier: Tier, need: int, *, primaries: bool = True) -> bool:
         """Reserve `need` bytes in a tier, evicting as many objects as it takes; False if it cannot be done."""
@@ -260,8 +148,7 @@ class Space:
                     key = next(candidates, None)
                 if key is None:
                     break
-                with self.lock:
-                    cached = self.objects.get(str(key))
+                cached = self.registry.get(str(key))
                 if cached is None or cached.tier is not tier:
                     continue
                 if cached.was_read():
@@ -294,27 +181,7 @@ class Space:
                 return 0
             if tier is not None and cached.tier is not tier:
                 return 0
-            return self._unlink(cached)
-
-    def _unlink(self, cached: CachedObject) -> int:
-        """Unlink the files unless a reader holds a lease; bytes freed. `cond` held, files not open."""
-        assert cached.tier is not None
-        freed = cached.cost
-        try:
-            fd = files.open_file(cached.data_path)
-        except FileNotFoundError:
-            self.forget(cached)
-            return freed
-        try:
-            if not files.try_lock(fd, exclusive=True):
-                return 0
-            # Under the lock nobody has it open as a reader; who opens it now cannot lock it before it is unlinked.
-            moving.remove(cached.tier, cached.id)
-        finally:
-            os.close(fd)
-        self.forget(cached)
-        self._metrics.add(EVICTED_BYTES, freed)
-        return freed
+            return self.registry.unlink(cached)
 
     def _trim(self, cached: CachedObject, tier: Tier, want: int) -> int:
         """Punch some blocks out of an incomplete object that is much larger than what is wanted; bytes freed."""
@@ -462,7 +329,7 @@ class Space:
             self.reclaim(tier)
             return
         if self._thread is None:
-            with self.lock:
+            with self._thread_lock:
                 if self._thread is None and not self._stopping:
                     self._thread = threading.Thread(target=self._run, name="raycache-evict", daemon=True)
                     self._thread.start()
@@ -482,7 +349,7 @@ class Space:
 
     def stop(self) -> None:
         """End the background thread."""
-        with self.lock:
+        with self._thread_lock:
             self._stopping = True
             thread = self._thread
         self._wake.set()
