@@ -60,8 +60,8 @@ class EngineService:
                     {"medium": t.medium, "path": t.path, "quota": t.quota, "used": t.used, "files": t.files}
                     for t in volume.store.usage()
                 ],
-                "primary_bytes": sum(o.cached for o in objects if not o.secondary),
-                "secondary_bytes": sum(o.cached for o in objects if o.secondary),
+                "primary_bytes": sum(o.bytes_cached for o in objects if not o.secondary),
+                "secondary_bytes": sum(o.bytes_cached for o in objects if o.secondary),
                 "objects": len(objects),
             }
         return {
