@@ -95,6 +95,11 @@ class ObjectReader:
         length = self._clip(offset, length)
         return local.view(offset, length) if length else memoryview(b"")
 
+    def complete_local(self) -> LocalFile | None:
+        """The local file if it is complete by now; nothing is fetched. It stays this reader's, and its lease too."""
+        local = self._local or self._open_local()
+        return local if local is not None and local.complete else None
+
     def local_file(self) -> LocalFile | None:
         """The complete local file, fetched if it must be, under this reader's lease.
 
