@@ -134,8 +134,6 @@ class FarReader:
             if failures:
                 raise failures[-1] from None
             raise
-        self._metrics.add(m.STORE_GETS)
-        self._metrics.add(m.STORE_BYTES, length)
         self._next = block + 1
         return data
 

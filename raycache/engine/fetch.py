@@ -177,8 +177,6 @@ class Fetcher:
     ) -> list[Fetched]:
         offset, length = version.extent_of(run)
         data = memoryview(volume.source.read(version, offset, length)).cast("B")
-        self._metrics.add(m.STORE_GETS)
-        self._metrics.add(m.STORE_BYTES, length)
         return self._keep(version, run, filling, data, None)
 
     def _from_peer(
