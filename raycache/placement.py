@@ -44,6 +44,9 @@ _JITTER = 0.5
 """Random part of the choice of a receiver, in units of its mean spacing. Without it the ring becomes a fixed
 cycle, and readers with a stride (the last segment of every object, say) would all meet the same worker."""
 
+_TIE = 0.01
+"""Random part of the choice of what to release: only decides between equals."""
+
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
 _Ints = npt.NDArray[np.int64]
@@ -193,10 +196,7 @@ def rebalance(previous: Placement | None, weights: Mapping[str, int]) -> Placeme
     owners = _carried_over(previous, workers)
     held = _count(owners, len(workers))
     shares = _shares(np.array([weights[worker] for worker in workers], dtype=np.float64), held)
-    for worker in np.flatnonzero(held > shares).tolist():
-        positions = np.flatnonzero(owners == worker)
-        surplus = int(held[worker] - shares[worker])
-        owners[_most_crowded(positions, surplus, random)] = -1
+    _release(owners, np.maximum(held - shares, 0), random)
     free = np.flatnonzero(owners < 0)
     wanted = shares - _count(owners, len(workers))
     if len(free) == PARTITIONS:
@@ -227,7 +227,7 @@ def _shares(weights: npt.NDArray[np.float64], held: _Ints) -> _Ints:
     Without that preference a small change of all shares could swap the extra ones of many workers.
     """
     exact = PARTITIONS * weights / weights.sum()
-    shares = np.floor(exact).astype(np.int64)
+    shares: _Ints = np.floor(exact).astype(np.int64)
     order: _Ints = np.lexsort((shares - exact, held <= shares))
     shares[order[: PARTITIONS - int(shares.sum())]] += 1
     return shares
@@ -245,28 +245,45 @@ def _dealt(shares: _Ints, random: np.random.Generator) -> _Ints:
     return dealt
 
 
-def _most_crowded(positions: _Ints, surplus: int, random: np.random.Generator) -> _Ints:
-    """Which `surplus` of a worker's partitions to take: those nearest to others of its own.
+def _release(owners: _Ints, surplus: _Ints, random: np.random.Generator) -> None:
+    """Take `surplus` partitions from each worker.
 
-    Up to an eighth is taken per round, never two neighbours, so that each choice sees the last round's gaps.
+    Good ones to take lie close to others of the same worker, and far from partitions that are free already:
+    what is taken here may all go to one worker, and should be spread over the ring for it too. Up to an
+    eighth of a worker's is taken per round, never two neighbours, so that each choice sees the last gaps.
     """
-    kept, taken = positions, []
-    while surplus:
-        gaps = (np.roll(kept, -1) - np.roll(kept, 1)) % PARTITIONS
-        order = np.argsort(gaps + random.random(len(kept)), kind="stable")
-        chosen: list[int] = []
-        blocked = np.zeros(len(kept), dtype=bool)
-        limit = max(1, min(surplus, len(kept) // 8))
-        for place in order.tolist():
-            if not blocked[place]:
-                chosen.append(place)
-                blocked[[place - 1, place, (place + 1) % len(kept)]] = True
-                if len(chosen) == limit:
-                    break
-        taken.append(kept[chosen])
-        kept = np.delete(kept, chosen)
-        surplus -= len(chosen)
-    return np.concatenate(taken)
+    free = np.flatnonzero(owners < 0)
+    spacing = PARTITIONS / max(1, len(free) + int(surplus.sum()))
+    for worker in np.flatnonzero(surplus).tolist():
+        kept = np.flatnonzero(owners == worker)
+        left = int(surplus[worker])
+        while left:
+            gaps = (np.roll(kept, -1) - np.roll(kept, 1)) % PARTITIONS * (len(kept) / PARTITIONS)
+            lonely = np.minimum(_distances(kept, free) / spacing, 2.0)
+            order = np.argsort(gaps - lonely + _TIE * random.random(len(kept)), kind="stable")
+            chosen: list[int] = []
+            blocked = np.zeros(len(kept), dtype=bool)
+            limit = max(1, min(left, len(kept) // 8))
+            for place in order.tolist():
+                if not blocked[place]:
+                    chosen.append(place)
+                    blocked[[place - 1, place, (place + 1) % len(kept)]] = True
+                    if len(chosen) == limit:
+                        break
+            owners[kept[chosen]] = -1
+            free = np.sort(np.concatenate((free, kept[chosen])))
+            kept = np.delete(kept, chosen)
+            left -= len(chosen)
+
+
+def _distances(places: _Ints, marks: _Ints) -> npt.NDArray[np.float64]:
+    """From each place, how far the nearest mark is along the ring; both sorted."""
+    if not len(marks):
+        return np.full(len(places), float(PARTITIONS))
+    ring = np.concatenate((marks[-1:] - PARTITIONS, marks, marks[:1] + PARTITIONS))
+    above = np.searchsorted(ring, places)
+    nearest: npt.NDArray[np.float64] = np.minimum(ring[above] - places, places - ring[above - 1]) * 1.0
+    return nearest
 
 
 def _hand_out(owners: _Ints, free: _Ints, wanted: _Ints, shares: _Ints, random: np.random.Generator) -> None:
