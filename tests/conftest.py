@@ -12,7 +12,7 @@ import obstore
 import obstore.store
 import pytest
 
-from tests.support.leaks import holdings, leaked_since
+from tests.support.leaks import holdings, lasting, leaked_since
 from tests.support.s3proxy import S3Proxy
 from tests.support.seaweed import REGION, SeaweedS3
 
@@ -81,9 +81,12 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedS3]:
     """A real S3 server for the whole session."""
-    with SeaweedS3(tmp_path_factory.mktemp("s3")) as server:
+    server = SeaweedS3(tmp_path_factory.mktemp("s3"))
+    with lasting():
+        server.start()
         server.create_bucket("warm-up")  # opens the connection that later buckets are made over
-        yield server
+    yield server
+    server.stop()
 
 
 @pytest.fixture

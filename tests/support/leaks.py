@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +29,25 @@ class Holdings:
     children: frozenset[tuple[int, str]]
 
 
+_lasting: set[tuple[int, str]] = set()
+
+
+@contextlib.contextmanager
+def lasting() -> Iterator[None]:
+    """What is opened inside is meant to outlive the test that happened to need it first.
+
+    For session-wide fixtures: pytest may set one up in the middle of a test's own fixtures.
+    """
+    before = holdings()
+    yield
+    after = holdings()
+    _lasting.update(after.descriptors - before.descriptors)
+    _lasting.update(after.threads - before.threads)
+    _lasting.update(after.children - before.children)
+
+
 def holdings() -> Holdings:
-    """What this process holds now."""
+    """What this process holds now, less what is `lasting`."""
     descriptors = set()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the descriptor of this listing is gone by now
@@ -48,7 +65,9 @@ def holdings() -> Holdings:
             for pid in (task / "children").read_text().split():
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
                 children.add((int(pid), command.decode(errors="replace")[:80].strip()))
-    return Holdings(frozenset(descriptors), frozenset(threads), frozenset(children))
+    return Holdings(
+        frozenset(descriptors - _lasting), frozenset(threads - _lasting), frozenset(children - _lasting)
+    )
 
 
 def _describe(descriptor: tuple[int, str]) -> str:

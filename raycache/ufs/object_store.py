@@ -1,0 +1,211 @@
+"""Object stores through obstore: S3 and everything that speaks its protocol, Google Cloud Storage, Azure Blob.
+
+Reads are one conditional ranged GET each, with no copy on this side of the client; the calling thread waits
+without the GIL, so parallel reads are as many threads. obstore's own retries are off: `Retrier` counts them
+and keeps the deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import obstore
+
+from raycache.errors import (
+    AccessDeniedError,
+    IntegrityError,
+    ObjectNotFoundError,
+    StaleObjectError,
+    UnderStoreError,
+)
+from raycache.metrics import STORE_BYTES, STORE_GETS, Metrics
+from raycache.ufs.base import Buffer, Listing, ObjectInfo, check_range, object_where
+from raycache.ufs.failures import CATCH, judge, judge_listing
+from raycache.ufs.retry import QUICK, Backoff, Retrier
+
+if TYPE_CHECKING:
+    from obstore import GetOptions, ObjectMeta
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+T = TypeVar("T")
+
+NO_RETRIES: RetryConfig = {"max_retries": 0}
+
+WALK_CHUNK = 1000
+"""Objects taken from the client at once while walking: one page of S3's ListObjectsV2."""
+
+
+def client_options(*, allow_http: bool) -> ClientConfig:
+    """Settings of the HTTP client that all stores share.
+
+    No limit on a whole request, because a large range from a slow store is no failure; silence is.
+    """
+    return {
+        "allow_http": allow_http,
+        "connect_timeout": timedelta(seconds=5),
+        "read_timeout": timedelta(seconds=20),
+        "timeout": timedelta(minutes=30),
+        "pool_idle_timeout": timedelta(seconds=60),
+    }
+
+
+class ObstoreStore:
+    """An `UnderStore` over an obstore store whose root is the mount's root.
+
+    Args:
+        uri: identity of the mount, without secrets.
+        store: the obstore store.
+        metrics: where GETs, bytes and retries are counted.
+        backoff: how long failures are retried.
+        if_match: whether the store honours `If-Match`; where it does not, the answer's own tag is all there is.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        store: ObjectStore,
+        *,
+        metrics: Metrics | None = None,
+        backoff: Backoff | None = None,
+        if_match: bool = True,
+    ) -> None:
+        self.uri = uri
+        self._client: ObjectStore | None = store
+        self._metrics = metrics or Metrics()
+        self._if_match = if_match
+        self._proven = False  # whether any request has succeeded: then the bucket exists
+        self._objects = Retrier(judge, CATCH, backoff or Backoff(), self._metrics)
+        self._lists = Retrier(judge_listing, CATCH, backoff or Backoff(), self._metrics)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.uri}>"
+
+    def head(self, key: str) -> ObjectInfo:
+        """See `UnderStore.head`."""
+        if not key:
+            raise ObjectNotFoundError("the mount's root is a directory", where=self.uri)
+        try:
+            meta = self._object_call(lambda: obstore.head(self._store, key), key)
+        except (ObjectNotFoundError, AccessDeniedError):
+            # The answer to HEAD has no body, so it does not say whether the bucket is missing, or why not.
+            if not self._proven:
+                self.check()
+            raise
+        return self._info(meta)
+
+    def list(self, prefix: str) -> Listing:
+        """See `UnderStore.list`."""
+        answer = self._list_call(lambda: obstore.list_with_delimiter(self._store, prefix or None), prefix)
+        # A "directory marker" (key "a/") comes back as an object with the path of the prefix itself.
+        files = [self._info(meta) for meta in answer["objects"] if meta["path"] != prefix]
+        directories = [path for path in answer["common_prefixes"] if path != prefix]
+        if prefix and not answer["objects"] and not answer["common_prefixes"]:
+            raise ObjectNotFoundError("there is no such directory", where=object_where(self.uri, prefix))
+        return Listing(files, directories)
+
+    def walk(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See `UnderStore.walk`."""
+        after: str | None = None
+        stream: Iterator[Sequence[ObjectMeta]] | None = None
+
+        def page() -> Sequence[ObjectMeta]:
+            # After a failure the listing goes on from the last key that arrived, not from the start.
+            nonlocal stream
+            if stream is None:
+                stream = iter(obstore.list(self._store, prefix or None, offset=after, chunk_size=WALK_CHUNK))
+            try:
+                return next(stream, ())
+            except CATCH:
+                stream = None
+                raise
+
+        while True:
+            chunk = self._list_call(page, prefix)
+            if not chunk:
+                return
+            after = max(meta["path"] for meta in chunk)
+            for meta in chunk:
+                if meta["path"] != prefix and not self._is_marker(meta):
+                    yield self._info(meta)
+
+    def read(self, key: str, offset: int, length: int, expected: ObjectInfo) -> Buffer:
+        """See `UnderStore.read`."""
+        where = object_where(self.uri, key)
+        check_range(expected, offset, length, where)
+        if length == 0:
+            return b""
+        options: GetOptions = {"range": (offset, offset + length)}
+        if expected.etag and self._if_match:
+            options["if_match"] = expected.etag
+        try:
+            return self._objects.call(lambda: self._get(key, options, length, expected, where), where)
+        except ObjectNotFoundError:
+            raise StaleObjectError("the object has been deleted since it was opened", where=where) from None
+
+    def check(self) -> None:
+        """See `UnderStore.check`."""
+        self._list_call(lambda: next(iter(obstore.list(self._store, chunk_size=1)), None), "", QUICK)
+
+    def close(self) -> None:
+        """See `UnderStore.close`. Connections close with the last answer that still uses them."""
+        self._client = None
+        self._objects.close()
+        self._lists.close()
+
+    @property
+    def _store(self) -> ObjectStore:
+        client = self._client
+        if client is None:
+            raise UnderStoreError("the mount has been closed", where=self.uri)
+        return client
+
+    def _get(
+        self, key: str, options: GetOptions, length: int, expected: ObjectInfo, where: str
+    ) -> memoryview:
+        self._metrics.add(STORE_GETS)
+        answer = obstore.get(self._store, key, options=options)
+        found = self._info(answer.meta)
+        # Also where If-Match was sent: not every store that accepts the header acts on it.
+        if (found.etag and found.etag != expected.etag) or found.size != expected.size:
+            raise StaleObjectError("the object has changed since it was opened", where=where)
+        if not (found.etag and expected.etag) and found.mtime_ns != expected.mtime_ns:
+            raise StaleObjectError("the object has changed since it was opened", where=where)
+        body = memoryview(answer.bytes())
+        if len(body) != length:
+            raise IntegrityError(f"the store sent {len(body)} of {length} bytes", where=where)
+        self._metrics.add(STORE_BYTES, length)
+        return body
+
+    def _info(self, meta: ObjectMeta) -> ObjectInfo:
+        # Whole seconds: HEAD tells no more (HTTP dates), so a listing must not either.
+        return ObjectInfo(meta["path"], meta["size"], meta["e_tag"] or "", seconds_ns(meta["last_modified"]))
+
+    def _is_marker(self, meta: ObjectMeta) -> bool:
+        """Whether an object of a recursive listing is a directory marker.
+
+        The client drops the slash at the end of "a/", so an empty object is asked for: as "a" it is not there.
+        """
+        if meta["size"]:
+            return False
+        try:
+            self.head(meta["path"])
+        except ObjectNotFoundError:
+            return True
+        return False
+
+    def _object_call(self, attempt: Callable[[], T], key: str) -> T:
+        result = self._objects.call(attempt, object_where(self.uri, key))
+        self._proven = True
+        return result
+
+    def _list_call(self, attempt: Callable[[], T], prefix: str, backoff: Backoff | None = None) -> T:
+        result = self._lists.call(attempt, object_where(self.uri, prefix), backoff)
+        self._proven = True
+        return result
+
+
+def seconds_ns(when: datetime | None) -> int:
+    """A time of last modification in nanoseconds, cut to whole seconds; 0 if unknown."""
+    return int(when.timestamp()) * 1_000_000_000 if when else 0
