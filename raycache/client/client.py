@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raycache import metrics as m
 from raycache.blocks import FileInfo, MiB, ObjectVersion, clean_path
 from raycache.client.far import TROUBLES, FarReader
 from raycache.client.near import EngineNear, Near, WorkerNear
@@ -224,10 +225,17 @@ class Client:
 
     def open_local(self, version: ObjectVersion) -> LocalFile | None:
         """A leased view of a local file, whether or not the worker that wrote it still runs."""
-        if self._engine is not None:
-            return self._engine.open_local(version)
-        worker = self._near_worker()
-        return None if worker is None else WorkerNear(self.peers, worker, self._views).open(version)
+        try:
+            if self._engine is not None:
+                return self._engine.open_local(version)
+            worker = self._near_worker()
+            return None if worker is None else WorkerNear(self.peers, worker, self._views).open(version)
+        except (
+            OSError
+        ) as error:  # no descriptors left, no permission, dataset detached: the bytes are elsewhere, too
+            self.metrics.add(m.FALLBACKS)
+            log.warning("the local file of %s cannot be opened: %s", version.path, error)
+            return None
 
     def far(self, version: ObjectVersion) -> FarReader:
         """A reader of an object that goes round this node's cache."""

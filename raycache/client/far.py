@@ -19,6 +19,7 @@ from raycache.errors import (
     DatasetNotFoundError,
     IntegrityError,
     RaycacheError,
+    StaleObjectError,
     UnderStoreError,
     WorkerUnavailableError,
 )
@@ -83,7 +84,9 @@ class FarReader:
             return None
         try:
             data = next(self._stream, None)
-        except TROUBLES as error:
+        except StaleObjectError:
+            raise
+        except RaycacheError as error:
             log.info("a stream of %s broke, starting anew: %s", self._version.path, error)
             data = None
         if data is None:
@@ -107,8 +110,11 @@ class FarReader:
             stream = (data for _, data in self._peers.stream_blocks(worker, version, range(block, stop)))
             try:
                 data = next(stream, None)
-            except TROUBLES as error:
+            except StaleObjectError:
+                raise
+            except RaycacheError as error:  # whatever else ails a worker: the next one, or the store, may not
                 self._metrics.add(m.FALLBACKS)
+                log.info("%s not had from %s: %s", version.path, worker.address, error)
                 failures.append(error)
                 continue
             if data is not None:

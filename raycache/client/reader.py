@@ -7,14 +7,18 @@ bytes come from afar. No failure of the cache reaches the caller while the objec
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from raycache import metrics as m
 from raycache.blocks import MiB, ObjectVersion
-from raycache.client.far import TROUBLES, FarReader
-from raycache.errors import CacheFullError, StaleObjectError
+from raycache.client.far import FarReader
+from raycache.client.near import Near
+from raycache.errors import CacheFullError, IntegrityError, RaycacheError, StaleObjectError
 from raycache.store import LocalFile
 
 if TYPE_CHECKING:
@@ -64,13 +68,17 @@ class ObjectReader:
             RaycacheError: neither the cache nor the store could give the bytes.
         """
         local = self._local
-        if local is not None and local.complete:
-            return local.pread(offset, length)
-        length = self._clip(offset, length)
-        if length == 0:
-            return b""
-        if self._hit(local, offset, length):
-            return local.pread(offset, length)  # type: ignore[union-attr]  # a hit has a file
+        try:
+            if local is not None and local.complete:
+                return _whole(local.pread(offset, length), min(length, self.size - offset))
+            length = self._clip(offset, length)
+            if length == 0:
+                return b""
+            if self._hit(local, offset, length):
+                return _whole(local.pread(offset, length), length)  # type: ignore[union-attr]  # a hit has a file
+        except OSError as error:
+            self._distrust(error)
+            length = self._clip(offset, length)
         buffer = bytearray(length)
         self._read_slowly(offset, memoryview(buffer))
         return bytes(buffer)
@@ -82,8 +90,11 @@ class ObjectReader:
         if length == 0:
             return 0
         buffer = buffer[:length]
-        if local is not None and (local.complete or self._hit(local, offset, length)):
-            return local.preadv_into(offset, buffer)
+        try:
+            if local is not None and (local.complete or self._hit(local, offset, length)):
+                return local.preadv_into(offset, buffer)
+        except OSError as error:
+            self._distrust(error)
         self._read_slowly(offset, buffer)
         return length
 
@@ -109,7 +120,7 @@ class ObjectReader:
         near = self._client.near(self.version.dataset)
         if near is None:
             return None
-        with self._lock:
+        with self._lock, self._forget_if_stale():
             local = self._open_local()
             per_window = max(1, AHEAD_MAX // self.version.block_size)
             for start in range(0, self.version.block_count, per_window):
@@ -117,15 +128,11 @@ class ObjectReader:
                     break
                 blocks = range(start, min(start + per_window, self.version.block_count))
                 ahead = range(blocks.stop, min(blocks.stop + per_window, self.version.block_count))
-                try:
-                    near.ensure(self.version, blocks, ahead)
-                except (CacheFullError, *TROUBLES) as error:
-                    log.info("%s is not held complete here: %s", self.version.path, error)
+                if not self._ensure(near, blocks, ahead):
                     return None
                 # Opened now, not at the end: from here on the lease keeps what has been fetched.
                 local = self._open_local()
-            if self.version.size == 0 and local is None:
-                near.ensure(self.version, range(0), range(0))
+            if self.version.size == 0 and local is None and self._ensure(near, range(0), range(0)):
                 local = self._open_local()
             return local if local is not None and local.complete else None
 
@@ -174,7 +181,7 @@ class ObjectReader:
         self._ahead_stop = stop
         try:
             near.ensure(self.version, range(0), range(start, stop))
-        except (CacheFullError, *TROUBLES) as error:
+        except RaycacheError as error:  # the bytes that were asked for are here: this read cannot fail
             log.debug("readahead of %s: %s", self.version.path, error)
 
     # -- misses -------------------------------------------------------------------------------------------
@@ -190,25 +197,35 @@ class ObjectReader:
             end = offset + len(buffer)
             self._expected = end
             done = 0
-            try:
+            with self._forget_if_stale():
                 while done < len(buffer):
                     position = offset + done
                     # Windows end where a multiple of WINDOW does, so that they fall on whole fetches.
                     upto = min(end, (position // WINDOW + 1) * WINDOW)
                     self._read_window(position, buffer[done : upto - offset], end)
                     done = upto - offset
-            except StaleObjectError:
-                self._client.invalidate(self.version.dataset, self.version.path)
-                raise
+
+    @contextlib.contextmanager
+    def _forget_if_stale(self) -> Iterator[None]:
+        try:
+            yield
+        except StaleObjectError:
+            # Whoever opens it again must get the version that is there now.
+            self._client.invalidate(self.version.dataset, self.version.path)
+            raise
 
     def _read_window(self, offset: int, buffer: memoryview, end: int) -> None:
         blocks = self.version.blocks_of(offset, len(buffer))
         if self._bypass:
             self._bypass -= 1
         elif self._bring(blocks, end):
-            assert self._local is not None
-            if self._local.preadv_into(offset, buffer) == len(buffer):
-                return
+            local = self._local
+            assert local is not None
+            try:
+                if local.preadv_into(offset, buffer) == len(buffer):
+                    return
+            except OSError as error:
+                self._distrust(error)
         self._read_far(offset, buffer, blocks)
 
     def _bring(self, blocks: range, end: int) -> bool:
@@ -219,23 +236,51 @@ class ObjectReader:
             local = self._open_local()
             if local is not None and local.has(blocks):
                 return True
+            if local is not None and self._is_gone(local):
+                local = self._open_local()
             if near is None:
                 return False
             per_block = self.version.block_size
             wanted = max(-(-end // per_block), blocks.stop + self._ahead // per_block)
             stop = min(wanted, blocks.stop + AHEAD_MAX // per_block, self.version.block_count)
-            try:
-                near.ensure(self.version, blocks, range(blocks.stop, max(stop, blocks.stop)))
-            except CacheFullError as error:
-                log.info("%s is read past the cache for a while: %s", self.version.path, error)
-                self._bypass = BYPASS_READS
-                return False
-            except TROUBLES as error:
-                self._client.metrics.add(m.FALLBACKS)
-                log.info("%s is read past the node's cache: %s", self.version.path, error)
+            if not self._ensure(near, blocks, range(blocks.stop, max(stop, blocks.stop))):
                 return False
             self._ahead_stop = max(self._ahead_stop, stop)
-        return False
+        local = self._open_local()
+        return local is not None and local.has(blocks)
+
+    def _ensure(self, near: Near, blocks: range, ahead: range) -> bool:
+        """Whether the node's cache has the blocks now. Raises StaleObjectError; whatever else fails, others may
+        have the bytes."""
+        try:
+            near.ensure(self.version, blocks, ahead)
+        except StaleObjectError:
+            raise
+        except CacheFullError as error:
+            log.info("%s is read past the cache for a while: %s", self.version.path, error)
+            self._bypass = BYPASS_READS
+            return False
+        except RaycacheError as error:
+            self._client.metrics.add(m.FALLBACKS)
+            log.info("%s is read past the node's cache: %s", self.version.path, error)
+            return False
+        return True
+
+    def _is_gone(self, local: LocalFile) -> bool:
+        """Whether an incomplete local file has been unlinked (purged, moved down a tier): it will get no more
+        blocks. It is then forgotten, not closed: another thread may be reading what it has."""
+        if os.fstat(local.fileno()).st_nlink:
+            return False
+        self._local = None
+        return True
+
+    def _distrust(self, error: OSError) -> None:
+        """A local file could not be read: the disk failed under it, or it was closed. The bytes are elsewhere, too."""
+        if self._closed:
+            raise ValueError("read of a closed reader") from error
+        self._client.metrics.add(m.FALLBACKS)
+        log.warning("%s cannot be read from the local store: %s", self.version.path, error)
+        self._bypass = max(self._bypass, BYPASS_READS)
 
     def _open_local(self) -> LocalFile | None:
         if self._local is None and not self._closed:
@@ -252,3 +297,9 @@ class ObjectReader:
             data = self._far.block(block)[skip : min(length, skip + len(buffer) - done)]
             buffer[done : done + len(data)] = data
             done += len(data)
+
+
+def _whole(data: bytes, length: int) -> bytes:
+    if len(data) < length:
+        raise IntegrityError("the local file is shorter than the object")
+    return data

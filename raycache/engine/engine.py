@@ -242,6 +242,18 @@ class Engine:
                 else:
                     yield filling.read(block)
 
+    def recheck(self, version: ObjectVersion, blocks: range) -> tuple[int, ...]:
+        """Check blocks of the local store against their CRC32C, because somebody received a damaged one.
+
+        Returns:
+            Those that are bad. They have been dropped, and are fetched again when somebody wants them.
+        """
+        store = self.volume(version.dataset).store
+        if not any(store.contains(version)):
+            return ()
+        with store.fill(version, secondary=True) as filling:  # primary stays primary
+            return tuple(filling.recheck(blocks))
+
     def open_local(self, version: ObjectVersion) -> LocalFile | None:
         """A leased view of the object's local file, if there is one."""
         return self.volume(version.dataset).store.lease(version)

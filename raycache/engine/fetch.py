@@ -24,10 +24,8 @@ from raycache.engine.peers import Peers
 from raycache.engine.volume import Volume
 from raycache.errors import (
     CacheFullError,
-    IntegrityError,
     RaycacheError,
     StaleObjectError,
-    UnderStoreError,
     WorkerUnavailableError,
 )
 from raycache.membership import Worker
@@ -152,7 +150,9 @@ class Fetcher:
                     try:
                         fetched = self._from_peer(version, run, worker, filling)
                         break
-                    except (WorkerUnavailableError, IntegrityError, UnderStoreError) as error:
+                    except StaleObjectError:
+                        raise
+                    except RaycacheError as error:  # of one worker; the next one, or the store, may be well
                         self._metrics.add(m.FALLBACKS)
                         log.info(
                             "blocks %s of %s not had from %s: %s", run, version.path, worker.address, error

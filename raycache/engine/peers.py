@@ -22,6 +22,9 @@ REFRESH_INTERVAL_S = 1.0
 STREAM_TIMEOUT_S = 120.0
 """Longest wait for one stream; its worker may itself be waiting for the object store."""
 
+RECHECK_TIMEOUT_S = 10.0
+"""Longest wait for a worker that is asked to check a block; somebody waits for the bytes meanwhile."""
+
 FAILOVER_DEPTH = 3
 """Owners tried for a segment before the object store itself is read."""
 
@@ -132,6 +135,7 @@ class Peers:
         """
         ticket = StreamTicket(version, blocks, hops).to_wire()
         expected = iter(blocks)
+        arrived = 0
         try:
             for crc, data in self.pool.get(worker.address).stream(ticket, STREAM_TIMEOUT_S):
                 block = next(expected, None)
@@ -139,8 +143,12 @@ class Peers:
                 if block is None or len(view) != version.block_extent(block).length:
                     raise IntegrityError("a worker sent blocks that were not asked for", where=worker.address)
                 yield crc, view
+                arrived += 1
         except WorkerUnavailableError:
             self._lost(worker)
+            raise
+        except IntegrityError:
+            self._report_corrupt(worker, version, blocks[arrived : arrived + 1])
             raise
         if next(expected, None) is not None:
             raise IntegrityError("a worker sent fewer blocks than asked", where=worker.address)
@@ -148,6 +156,14 @@ class Peers:
     def close(self) -> None:
         """Close all connections."""
         self.pool.close()
+
+    def _report_corrupt(self, worker: Worker, version: ObjectVersion, blocks: range) -> None:
+        """Have a worker check a block that arrived damaged: if it is bad there, nobody must get it again."""
+        try:
+            payload = {"version": version.to_wire(), "blocks": [blocks.start, blocks.stop]}
+            self.call(worker, "recheck", payload, RECHECK_TIMEOUT_S)
+        except RaycacheError as error:
+            log.warning("worker %s was not told of a damaged block: %s", worker.id, error)
 
     def _lost(self, worker: Worker) -> None:
         log.info("worker %s at %s does not answer", worker.id, worker.address)

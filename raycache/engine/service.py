@@ -38,6 +38,7 @@ class EngineService:
             "list": self._list,
             "ensure": self._ensure,
             "cached": self._cached,
+            "recheck": self._recheck,
             "evict": self._evict,
             "invalidate": self._invalidate,
             "usage": self._usage,
@@ -103,6 +104,10 @@ class EngineService:
     def _cached(self, payload: dict[str, Any]) -> Answer:
         versions = [wire.version_from_wire(v) for v in payload["versions"]]
         return {"bytes": [self._engine.cached_bytes(version) for version in versions]}
+
+    def _recheck(self, payload: dict[str, Any]) -> Answer:
+        version = wire.version_from_wire(payload.get("version"))
+        return {"bad": self._engine.recheck(version, _blocks(version, payload, "blocks"))}
 
     def _evict(self, payload: dict[str, Any]) -> Answer:
         path = clean_path(payload.get("path", ""))

@@ -7,6 +7,7 @@ import math
 from raycache.blocks import ObjectVersion
 from raycache.engine.metadata import MetadataCache
 from raycache.engine.peers import Peers
+from raycache.errors import DatasetNotFoundError, StoreBusyError
 from raycache.metrics import Metrics
 from raycache.spec import ResolvedDataset
 from raycache.store import Filling, LocalStore
@@ -32,7 +33,12 @@ class Volume:
 
     def fill(self, version: ObjectVersion) -> Filling:
         """A hold on an object in the local store, to write or read blocks: a near copy unless it is owned here."""
-        return self.store.fill(version, secondary=not self._owns_part_of(version))
+        try:
+            return self.store.fill(version, secondary=not self._owns_part_of(version))
+        except StoreBusyError as error:  # closed between the request and now
+            raise DatasetNotFoundError(
+                "the dataset is not served here any more", where=self.dataset.name
+            ) from error
 
     def close(self) -> None:
         """Release the under-store and the local store; what is cached stays on its tiers."""

@@ -147,10 +147,15 @@ class RaycacheFile(io.BufferedIOBase):
         remaining = self.size - position
         if size is None or not 0 <= size <= remaining:
             size = max(0, remaining)
-        if self._fd >= 0 and size <= ONE_CALL:
-            data = os.pread(self._fd, size, position)
-        else:
+        if self._fd < 0 or size > ONE_CALL:
             data = self._read_at(position, size)
+        else:
+            try:
+                data = os.pread(self._fd, size, position)
+            except OSError:
+                data = b""
+            if len(data) != size:  # the disk under the local file failed: the reader knows other ways
+                data = self._read_at(position, size)
         self._position = position + len(data)
         return data
 
@@ -164,13 +169,21 @@ class RaycacheFile(io.BufferedIOBase):
         position = self._position
         size = min(len(view), max(0, self.size - position))
         if self._fd >= 0 and size <= ONE_CALL:
-            done = os.preadv(self._fd, (view[:size],), position) if size else 0
+            try:
+                done = os.preadv(self._fd, (view[:size],), position) if size else 0
+            except OSError:
+                done = 0
         else:
+            done = 0
+        if done != size:
             self._before_slow_read()
-            done = self._reader.readinto_at(position, view[:size]) if size else 0
+            if self._reader.readinto_at(position, view[:size]) != size:
+                raise IntegrityError("a read came back short", where=self.path)
             self._after_slow_read()
-        self._position = position + done
-        return done
+        elif self.closed:
+            raise ValueError("I/O operation on closed file")
+        self._position = position + size
+        return size
 
     def readinto1(self, buffer: Any) -> int:
         """As `readinto`."""
