@@ -30,21 +30,25 @@ _ACRONYMS = {
 }
 
 
+_VERBATIM = frozenset({"options", "labels", "annotations", "nodeSelector", "node_selector"})
+"""Mappings whose keys are the user's own words."""
+
+
 def description(data: Mapping[str, Any], indent: str = "") -> list[str]:
     """Lines that describe a thing."""
     return list(_mapping(data, indent))
 
 
-def _mapping(data: Mapping[str, Any], indent: str) -> Iterator[str]:
-    simple = [(f"{title(key)}:", _scalar(key, value)) for key, value in data.items() if not _nested(value)]
-    width = max((len(label) for label, _ in simple), default=0)
+def _mapping(data: Mapping[str, Any], indent: str, verbatim: bool = False) -> Iterator[str]:
+    label = str if verbatim else title
+    width = max((len(label(key)) + 1 for key, value in data.items() if not _nested(value)), default=0)
     for key, value in data.items():
         if not _nested(value):
-            yield f"{indent}{title(key) + ':':<{width}}  {_scalar(key, value)}".rstrip()
+            yield f"{indent}{label(key) + ':':<{width}}  {_scalar(key, value)}".rstrip()
             continue
-        yield f"{indent}{title(key)}:"
+        yield f"{indent}{label(key)}:"
         if isinstance(value, Mapping):
-            yield from _mapping(value, indent + _INDENT)
+            yield from _mapping(value, indent + _INDENT, verbatim=key in _VERBATIM)
         elif _is_table(value):
             yield from _table(value, indent + _INDENT)
         else:

@@ -167,7 +167,7 @@ def find_kind(word: str) -> Kind:
     kind = _BY_WORD.get(folded)
     if kind is not None:
         return kind
-    near = difflib.get_close_matches(folded, _BY_WORD, n=1)
+    near = difflib.get_close_matches(folded, _BY_WORD, n=1, cutoff=0.7)
     if near:
         hint = f"did you mean {_BY_WORD[near[0]].plural}?"
     else:

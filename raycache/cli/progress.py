@@ -46,6 +46,7 @@ def follow(
     display: Display,
     *,
     timeout_s: float | None = None,
+    hint: str = "what was cached stays; load it again to fetch the rest",
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
@@ -56,6 +57,7 @@ def follow(
         name: of the load.
         display: where to show it.
         timeout_s: seconds to wait at most; None waits without end. The load itself goes on.
+        hint: what to do if it failed.
         now: clock, in seconds.
         sleep: waits for some seconds.
 
@@ -71,7 +73,7 @@ def follow(
         say(f"interrupted; dataload/{name} goes on: `raycache get dataload/{name}` shows how far it is")
         raise typer.Exit(Exit.INTERRUPTED) from None
     if row["phase"] == "Failed":
-        _explain(name, row)
+        _explain(name, row, hint)
         raise typer.Exit(Exit.FAILED)
 
 
@@ -107,7 +109,7 @@ def _states(
         sleep(wait)
 
 
-def _explain(name: str, row: Row) -> None:
+def _explain(name: str, row: Row, hint: str) -> None:
     """Say on standard error why a load failed, and what is missing."""
     reason = row.get("reason") or row.get("message") or "it ended without doing all its work"
     say(f"error: {reason}")
@@ -120,7 +122,7 @@ def _explain(name: str, row: Row) -> None:
         say(
             f"  missing: … and {count - min(len(missing), SHOWN_MISSING)} more (`raycache describe dataload/{name}`)"
         )
-    say("  next: what was cached stays; load it again to fetch the rest")
+    say(f"  next: {hint}")
 
 
 def _missing(item: object) -> str:

@@ -90,4 +90,5 @@ def _wait_for_loads(admin: AdminLike, documents: list[Document], results: list[d
             say(f"dataload/{document.name} failed in an earlier run; loading again")
             admin.delete("loads", document.name)
             admin.apply([document])
-        follow(admin, document.name, display_for(stream=sys.stderr))
+        hint = "run it again to fetch the rest, or with --no-wait-loads to run the command all the same"
+        follow(admin, document.name, display_for(stream=sys.stderr), hint=hint)
