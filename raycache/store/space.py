@@ -62,9 +62,10 @@ class Space:
         """
         tier = cached.tier
         assert tier is not None
+        if tier.used + claim.need > tier.high and self._outgrows(cached, tier):
+            self._shed(cached, tier.used + claim.need - tier.high)
         if not (
             tier.take(claim.need)
-            or (self._outgrows(cached, tier) and self._shed(cached, claim.need) and tier.take(claim.need))
             or self.room(tier, claim.need)
             or (self._shed(cached, claim.need) and tier.take(claim.need))
         ):

@@ -132,7 +132,7 @@ class Doing(threading.Thread):
     def run(self) -> None:
         try:
             self._value = self._work()
-        except BaseException as error:  # handed to whoever asks for the result
+        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for it
             self._error = error
 
     def result(self) -> Any:
