@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import socket
+import stat
 
 
 def format_address(host: str, port: int) -> str:
@@ -25,15 +25,33 @@ def cut_connections(host: str, port: int) -> int:
     cut = 0
     for name in os.listdir("/proc/self/fd"):
         # A descriptor may be closed or reused by another thread at any time: look only at our duplicate.
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as duplicate:
-            if duplicate.family not in (socket.AF_INET, socket.AF_INET6):
-                continue
-            if not _is_at(duplicate.getsockname(), host, port):
-                continue
-            duplicate.getpeername()  # raises for the listening socket, which is not ours to touch
-            duplicate.shutdown(socket.SHUT_RDWR)
-            cut += 1
+        try:
+            duplicate = os.dup(int(name))
+        except OSError:
+            continue
+        try:
+            cut += _cut_if_at(duplicate, host, port)
+        finally:
+            os.close(duplicate)
     return cut
+
+
+def _cut_if_at(descriptor: int, host: str, port: int) -> bool:
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return False
+    found = socket.socket(fileno=descriptor)
+    try:
+        if found.family not in (socket.AF_INET, socket.AF_INET6) or not _is_at(
+            found.getsockname(), host, port
+        ):
+            return False
+        found.getpeername()  # fails for the listening socket, which is not ours to touch
+        found.shutdown(socket.SHUT_RDWR)
+    except OSError:  # not connected (any more): nothing to cut
+        return False
+    finally:
+        found.detach()
+    return True
 
 
 def _is_at(name: tuple[str, int], host: str, port: int) -> bool:

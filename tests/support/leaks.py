@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Made once per process by libraries and kept for good: event loops, the pool of fsspec's loop.
-_LASTING_THREADS = re.compile(r"^(MainThread|fsspecIO|asyncio_\d+|pydevd.*)$")
+# "Dummy-1": a foreign thread (gRPC's) that once ran Python; the interpreter forgets such only from 3.12 on.
+_LASTING_THREADS = re.compile(r"^(MainThread|fsspecIO|asyncio_\d+|Dummy-\d+|pydevd.*)$")
 _LASTING_FILES = re.compile(
     r"^(anon_inode:\[(eventpoll|eventfd|signalfd|io_uring)\]|/dev/(null|urandom|pts/.*))$"
 )
