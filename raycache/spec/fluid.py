@@ -160,11 +160,11 @@ class _Translation:
             + (("placement",) if spec.get("placement") in ("", "Exclusive") else ()),
         )
         mounts = self.sequence(spec.get("mounts"), (*path, "mounts"))
-        result: dict[str, Any] = {
-            "mounts": [
-                self.mount(mount, (*path, "mounts", index), spec) for index, mount in enumerate(mounts)
+        result: dict[str, Any] = {}
+        if spec.get("mounts") is not None:
+            result["mounts"] = [
+                self.mount(item, (*path, "mounts", index), spec) for index, item in enumerate(mounts)
             ]
-        }
         if spec.get("owner") is not None:
             owner = self.mapping(spec["owner"], (*path, "owner"))
             self.ignore(owner, (*path, "owner"), ("uid", "gid"))

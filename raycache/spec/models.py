@@ -117,7 +117,8 @@ class Mount(SpecModel):
             return value
         result: dict[str, SecretStr | str] = {}
         for key, item in value.items():
-            if isinstance(item, bool):  # `pathStyle: true`
+            # `pathStyle: true`; but `profile: on` is a name that YAML took for a boolean.
+            if isinstance(item, bool) and option_names.canonical(str(key)) in option_names.FLAGS:
                 item = str(item).lower()
             if isinstance(item, str):
                 item = SecretStr(item) if option_names.is_secret(key, item) else item

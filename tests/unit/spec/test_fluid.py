@@ -284,11 +284,10 @@ def test_status_and_server_fields_are_named() -> None:
         ),
         (
             "AlluxioRuntime",
-            "tieredstore:\n  levels:\n  - {mediumtype: SSD, path: '/a,/b', quotaList: '1Gi,2Gi'}\n"
-            "  - {mediumtype: MEM, path: /c, quota: 1GB}",
-            "8: spec.tieredstore.levels[1].quota",
-            "not a size",
-            "1Gi",
+            "tieredstore: {levels: [{mediumtype: SSD, path: '/a,/b', quotaList: '1Gi,2Gi'},\n  {path: /c, quota: 1G}]}",
+            "6: spec.tieredstore.levels[1].mediumtype",
+            "is required",
+            "",
         ),
         ("AlluxioRuntime", "tieredstore: []", "5: spec.tieredstore", "must be a mapping", ""),
         ("DataLoad", "dataset: {nam: x}", "5: spec.dataset.nam", "unknown field", "'name'"),

@@ -163,6 +163,12 @@ def test_null_is_not_set_as_in_kubernetes() -> None:
             "quotes",
         ),
         (
+            dataset("mounts: [{mountPoint: 's3://b', options: {profile: on}}]"),
+            "5: spec.mounts[0].options.profile",
+            "must be a string",
+            "quotes",
+        ),
+        (
             dataset("mounts:\n- mountPoint: s3://b\n  options:\n    encryptOptions: []"),
             "8: spec.mounts[0].options.encryptOptions",
             "must be a string",

@@ -63,7 +63,8 @@ def test_everything_in_one_value() -> None:
     )
     held_by = runtime(
         "{replicas: {min: 2}, nodeSelector: {zone: a}, evictionPolicy: lru, tieredstore: {levels: ["
-        "{mediumtype: HDD, path: /hdd, quota: 20%, high: 0.9, low: 0.5}, {mediumtype: MEM, path: /dev/shm, quota: 1Gi}]}}"
+        "{mediumtype: HDD, path: /hdd, quota: 20%, high: 0.9, low: 0.5},"
+        " {mediumtype: MEM, path: /dev/shm, quota: 1Gi}]}}"
     )
     resolved = resolve(model, held_by, {}, [])
     assert [(mount.path, mount.uri) for mount in resolved.mounts] == [
