@@ -1,0 +1,326 @@
+"""The engine: blocks come in once, are checked, and whatever fails on the way is passed by."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from crc32c import crc32c
+
+from raycache import metrics as m
+from raycache.blocks import ObjectVersion
+from raycache.errors import (
+    CacheFullError,
+    DatasetNotFoundError,
+    ObjectNotFoundError,
+    StaleObjectError,
+    UnderStoreError,
+)
+from raycache.store import LocalFile
+from tests.support.embedded import (
+    BLOCK,
+    PATIENCE_S,
+    Embedded,
+    Read,
+    Workers,
+    at_once,
+    damage,
+    data_files,
+    dataset_of,
+    noise,
+)
+
+SIZE = 5 * BLOCK + 123
+
+
+@pytest.fixture
+def bucket_dir(tmp_path: Path) -> Path:
+    """The under-store: a directory with one object `a`."""
+    directory = tmp_path / "bucket"
+    directory.mkdir()
+    (directory / "a").write_bytes(noise(SIZE))
+    return directory
+
+
+def version_of(cache: Embedded | Workers, path: str = "a") -> ObjectVersion:
+    engine = cache.engine if isinstance(cache, Embedded) else cache.nodes[0].engine
+    version = engine.info("ds", path).value.version
+    assert version is not None
+    return version
+
+
+def lease(cache: Embedded, version: ObjectVersion) -> LocalFile:
+    local = cache.engine.open_local(version)
+    assert local is not None
+    return local
+
+
+def test_blocks_come_once_and_stay(tmp_path: Path, bucket_dir: Path) -> None:
+    with Embedded(tmp_path / "tier", dataset_of("ds", {"": f"file://{bucket_dir}"})) as cache:
+        version = version_of(cache)
+        for _ in range(2):
+            cache.engine.ensure(version, range(version.block_count))
+        assert cache.spies["ds"].bytes == SIZE
+        assert cache.engine.cached_bytes(version) == SIZE
+        with lease(cache, version) as local:
+            assert local.complete
+            assert local.pread(0, SIZE) == noise(SIZE)
+
+
+def test_only_the_asked_blocks_and_those_ahead_come(tmp_path: Path, bucket_dir: Path) -> None:
+    with Embedded(tmp_path / "tier", dataset_of("ds", {"": f"file://{bucket_dir}"})) as cache:
+        version = version_of(cache)
+        cache.engine.ensure(version, range(1, 2))
+        assert cache.spies["ds"].reads == [Read("a", BLOCK, BLOCK)]
+        cache.engine.ensure(version, range(0), ahead=range(3, 5))
+        cache.engine.ensure(version, range(3, 5))  # waits for what is under way
+        assert cache.spies["ds"].reads[1:] == [Read("a", 3 * BLOCK, 2 * BLOCK)]
+
+
+def test_sixteen_readers_make_one_fetch_of_each_block(
+    tmp_path: Path, bucket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Embedded(tmp_path / "tier", dataset_of("ds", {"": f"file://{bucket_dir}"})) as cache:
+        version = version_of(cache)
+        asked = threading.Semaphore(0)
+        fetcher = cache.engine._fetcher
+        request = fetcher.request
+
+        def counted(*args: object, **kwargs: object) -> object:
+            waiting = request(*args, **kwargs)  # type: ignore[arg-type]
+            asked.release()
+            return waiting
+
+        monkeypatch.setattr(fetcher, "request", counted)
+        opened = threading.Event()
+
+        def hold(_: Read) -> None:
+            if not opened.is_set():  # until all sixteen have asked
+                for _ in range(16):
+                    assert asked.acquire(timeout=PATIENCE_S)
+                opened.set()
+
+        cache.spies["ds"].before = hold
+        at_once(16, lambda _: cache.engine.ensure(version, range(version.block_count)))
+        assert cache.spies["ds"].bytes == SIZE
+
+
+def test_a_failed_fetch_reaches_all_who_wait_and_is_not_remembered(tmp_path: Path, bucket_dir: Path) -> None:
+    with Embedded(tmp_path / "tier", dataset_of("ds", {"": f"file://{bucket_dir}"})) as cache:
+        version = version_of(cache)
+
+        def fail(_: Read) -> None:
+            raise UnderStoreError("the store is down", where="s3://bucket")
+
+        cache.spies["ds"].before = fail
+
+        def ensure(_: int) -> str:
+            with pytest.raises(UnderStoreError) as raised:
+                cache.engine.ensure(version, range(2))
+            return raised.value.what
+
+        assert at_once(4, ensure) == ["the store is down"] * 4
+        cache.spies["ds"].before = lambda _: None
+        cache.engine.ensure(version, range(2))
+        assert cache.engine.cached_bytes(version) == 2 * BLOCK
+
+
+def test_stream_gives_blocks_in_order_with_their_checksums(tmp_path: Path, bucket_dir: Path) -> None:
+    with Embedded(tmp_path / "tier", dataset_of("ds", {"": f"file://{bucket_dir}"})) as cache:
+        version = version_of(cache)
+        cache.engine.ensure(version, range(2, 3))
+        blocks = [(crc, bytes(data)) for crc, data in cache.engine.stream(version, range(1, 6))]
+        assert b"".join(data for _, data in blocks) == noise(SIZE)[BLOCK:]
+        assert [crc for crc, _ in blocks] == [crc32c(data) for _, data in blocks]
+        assert cache.spies["ds"].bytes == SIZE - BLOCK
+
+
+def test_a_tier_full_of_leased_files_is_streamed_past(tmp_path: Path, bucket_dir: Path) -> None:
+    (bucket_dir / "b").write_bytes(noise(SIZE, 1))
+    dataset = dataset_of("ds", {"": f"file://{bucket_dir}"})
+    with Embedded(tmp_path / "tier", dataset, quota=8 * BLOCK) as cache:
+        version, other = version_of(cache), version_of(cache, "b")
+        cache.engine.ensure(version, range(version.block_count))
+        with lease(cache, version):
+            with pytest.raises(CacheFullError):
+                cache.engine.ensure(other, range(other.block_count))
+            data = b"".join(bytes(data) for _, data in cache.engine.stream(other, range(other.block_count)))
+        assert data == noise(SIZE, 1)
+        assert cache.metrics.snapshot()[m.BYPASSED_BYTES] > 0
+        assert cache.engine.cached_bytes(version) == SIZE
+        cache.engine.ensure(other, range(other.block_count))  # nobody reads `a` any more: there is room
+
+
+def test_an_object_larger_than_the_tier_streams_right(tmp_path: Path, bucket_dir: Path) -> None:
+    (bucket_dir / "big").write_bytes(noise(40 * BLOCK, 2))
+    dataset = dataset_of("ds", {"": f"file://{bucket_dir}"})
+    with Embedded(tmp_path / "tier", dataset, quota=8 * BLOCK) as cache:
+        version = version_of(cache, "big")
+        for _ in range(2):
+            blocks = cache.engine.stream(version, range(version.block_count))
+            assert b"".join(bytes(data) for _, data in blocks) == noise(40 * BLOCK, 2)
+        assert sum(tier.used for tier in cache.stores["ds"].usage()) <= 8 * BLOCK
+
+
+def test_a_quota_below_one_block_serves_from_the_store(tmp_path: Path, bucket_dir: Path) -> None:
+    dataset = dataset_of("ds", {"": f"file://{bucket_dir}"})
+    with Embedded(tmp_path / "tier", dataset, quota=1024) as cache:
+        version = version_of(cache)
+        with pytest.raises(CacheFullError):
+            cache.engine.ensure(version, range(1))
+        data = b"".join(bytes(data) for _, data in cache.engine.stream(version, range(version.block_count)))
+        assert data == noise(SIZE)
+
+
+def test_a_block_that_rotted_on_disk_is_fetched_again_after_a_restart(
+    tmp_path: Path, bucket_dir: Path
+) -> None:
+    dataset = dataset_of("ds", {"": f"file://{bucket_dir}"})
+    with Embedded(tmp_path / "tier", dataset) as cache:
+        cache.engine.ensure(version_of(cache), range(6))
+        [file] = cache.files()
+    damage(file, 3 * BLOCK + 17)
+    with Embedded(tmp_path / "tier", dataset) as cache:
+        version = version_of(cache)
+        cache.engine.ensure(version, range(6))
+        assert cache.spies["ds"].reads == [Read("a", 3 * BLOCK, BLOCK)]
+        assert cache.metrics.snapshot()[m.CORRUPT_BLOCKS] == 1
+        with lease(cache, version) as local:
+            assert local.pread(0, SIZE) == noise(SIZE)
+
+
+def test_recheck_drops_what_does_not_match(tmp_path: Path, bucket_dir: Path) -> None:
+    with Embedded(tmp_path / "tier", dataset_of("ds", {"": f"file://{bucket_dir}"})) as cache:
+        version = version_of(cache)
+        assert cache.engine.recheck(version, range(6)) == ()  # nothing is there
+        cache.engine.ensure(version, range(6))
+        assert cache.engine.recheck(version, range(6)) == ()
+        damage(cache.files()[0], BLOCK)
+        assert cache.engine.recheck(version, range(6)) == (1,)
+        assert cache.engine.cached_bytes(version) == SIZE - BLOCK
+
+
+def test_an_overwritten_object_is_stale_and_its_name_asked_again(tmp_path: Path, bucket_dir: Path) -> None:
+    with Embedded(tmp_path / "tier", dataset_of("ds", {"": f"file://{bucket_dir}"})) as cache:
+        version = version_of(cache)
+        (bucket_dir / "a").write_bytes(noise(SIZE, 9))
+        assert version_of(cache) == version  # still believed
+        with pytest.raises(StaleObjectError):
+            cache.engine.ensure(version, range(1))
+        assert version_of(cache) != version
+        assert cache.engine.cached_bytes(version) == 0
+
+
+@pytest.mark.parametrize(("mode", "sees_change"), [("strict", True), ("ttl", False), ("immutable", False)])
+def test_consistency_modes(tmp_path: Path, bucket_dir: Path, mode: str, sees_change: bool) -> None:
+    dataset = dataset_of("ds", {"": f"file://{bucket_dir}"}, consistency_mode=mode)
+    with Embedded(tmp_path / "tier", dataset) as cache:
+        before = version_of(cache)
+        listed = cache.engine.list("ds", "").value
+        (bucket_dir / "a").write_bytes(noise(SIZE + 1, 9))
+        (bucket_dir / "new").write_bytes(b"new")
+        assert (version_of(cache) != before) == sees_change
+        assert (cache.engine.list("ds", "").value != listed) == sees_change
+        cache.engine.invalidate("ds")
+        assert version_of(cache) != before
+        assert [info.path for info in cache.engine.list("ds", "").value] == ["a", "new"]
+
+
+def test_missing_and_detached(tmp_path: Path, bucket_dir: Path) -> None:
+    with Embedded(tmp_path / "tier", dataset_of("ds", {"": f"file://{bucket_dir}"})) as cache:
+        with pytest.raises(ObjectNotFoundError):
+            cache.engine.info("ds", "nothing")
+        version = version_of(cache)
+        store = cache.engine.detach("ds")
+        assert store is not None
+        store.close()
+        assert cache.engine.detach("ds") is None
+        with pytest.raises(DatasetNotFoundError):
+            cache.engine.ensure(version, range(1))
+        with pytest.raises(DatasetNotFoundError):
+            cache.engine.info("ds", "a")
+
+
+# -- several workers ----------------------------------------------------------------------------------------
+
+
+def test_the_store_is_read_once_however_many_workers_want_it(tmp_path: Path, bucket_dir: Path) -> None:
+    with Workers(tmp_path, dataset_of("ds", {"": f"file://{bucket_dir}"}), 3) as workers:
+        version = version_of(workers)
+        at_once(12, lambda n: workers.nodes[n % 3].engine.ensure(version, range(version.block_count)))
+        assert workers.store_bytes == SIZE
+        owner = workers.owner_of(version)
+        for number, node in enumerate(workers.nodes):
+            [status] = node.store.objects()
+            assert status.complete
+            assert status.secondary == (number != owner)
+            assert data_files(node.store)[0].read_bytes() == noise(SIZE)
+
+
+def test_a_dead_owner_is_passed_by(tmp_path: Path, bucket_dir: Path) -> None:
+    with Workers(tmp_path, dataset_of("ds", {"": f"file://{bucket_dir}"}), 2) as workers:
+        version = version_of(workers)
+        owner = workers.owner_of(version)
+        workers.nodes[owner].server.close()
+        other = workers.nodes[1 - owner]
+        other.engine.ensure(version, range(version.block_count))
+        assert other.spy.bytes == SIZE
+        assert other.metrics.snapshot()[m.FALLBACKS] >= 1
+
+
+def test_an_owner_without_the_dataset_is_passed_by(tmp_path: Path, bucket_dir: Path) -> None:
+    with Workers(tmp_path, dataset_of("ds", {"": f"file://{bucket_dir}"}), 2) as workers:
+        version = version_of(workers)
+        owner = workers.owner_of(version)
+        store = workers.nodes[owner].engine.detach("ds")
+        assert store is not None
+        store.close()
+        other = workers.nodes[1 - owner]
+        other.engine.ensure(version, range(version.block_count))
+        assert other.spy.bytes == SIZE
+
+
+def test_a_damaged_block_is_noticed_by_its_receiver_and_dropped_by_its_sender(
+    tmp_path: Path, bucket_dir: Path
+) -> None:
+    with Workers(tmp_path, dataset_of("ds", {"": f"file://{bucket_dir}"}), 2) as workers:
+        version = version_of(workers)
+        owner = workers.nodes[workers.owner_of(version)]
+        other = workers.nodes[1 - workers.owner_of(version)]
+        owner.engine.ensure(version, range(version.block_count))
+        damage(data_files(owner.store)[0], 2 * BLOCK)
+        other.engine.ensure(version, range(version.block_count))
+        assert data_files(other.store)[0].read_bytes() == noise(SIZE)
+        assert owner.metrics.snapshot()[m.CORRUPT_BLOCKS] == 1
+        assert owner.engine.cached_bytes(version) == SIZE - BLOCK
+        owner.engine.ensure(version, range(version.block_count))
+        assert data_files(owner.store)[0].read_bytes() == noise(SIZE)
+
+
+def test_a_stale_version_stops_at_the_owner(tmp_path: Path, bucket_dir: Path) -> None:
+    with Workers(tmp_path, dataset_of("ds", {"": f"file://{bucket_dir}"}), 2) as workers:
+        version = version_of(workers)
+        other = workers.nodes[1 - workers.owner_of(version)]
+        (bucket_dir / "a").write_bytes(noise(SIZE, 9))
+        with pytest.raises(StaleObjectError):
+            other.engine.ensure(version, range(1))
+        assert other.spy.reads == []
+
+
+def test_a_listing_is_made_once_for_all_workers(tmp_path: Path, bucket_dir: Path) -> None:
+    with Workers(tmp_path, dataset_of("ds", {"": f"file://{bucket_dir}"}), 3) as workers:
+        calls: list[str] = []
+        for node in workers.nodes:
+            source = node.engine.volume("ds").source
+            original = source.list
+
+            def listed(path: str, original: object = original) -> object:
+                calls.append(path)
+                return original(path)  # type: ignore[operator]
+
+            source.list = listed  # type: ignore[method-assign,assignment]
+        listings = [node.engine.list("ds", "").value for node in workers.nodes]
+        assert [info.path for info in listings[0]] == ["a"]
+        assert listings[0] == listings[1] == listings[2]
+        assert calls == [""]
