@@ -7,6 +7,7 @@ and keeps the deadline.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -15,8 +16,10 @@ import obstore
 
 from raycache.errors import (
     AccessDeniedError,
+    BucketNotFoundError,
     IntegrityError,
     ObjectNotFoundError,
+    RaycacheError,
     StaleObjectError,
     UnderStoreError,
 )
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NO_RETRIES: RetryConfig = {"max_retries": 0}
@@ -142,6 +146,7 @@ class ObstoreStore:
         try:
             return self._objects.call(lambda: self._get(key, options, length, expected, where), where)
         except ObjectNotFoundError:
+            self._bucket_must_exist()
             raise StaleObjectError("the object has been deleted since it was opened", where=where) from None
 
     def check(self) -> None:
@@ -181,6 +186,15 @@ class ObstoreStore:
     def _info(self, meta: ObjectMeta) -> ObjectInfo:
         # Whole seconds: HEAD tells no more (HTTP dates), so a listing must not either.
         return ObjectInfo(meta["path"], meta["size"], meta["e_tag"] or "", seconds_ns(meta["last_modified"]))
+
+    def _bucket_must_exist(self) -> None:
+        """Raise BucketNotFoundError if it was the bucket that was not found; not every answer says so."""
+        try:
+            self.check()
+        except BucketNotFoundError:
+            raise
+        except RaycacheError as error:
+            log.info("cannot tell whether the bucket exists: %s", error)
 
     def _is_marker(self, meta: ObjectMeta) -> bool:
         """Whether an object of a recursive listing is a directory marker.

@@ -21,7 +21,7 @@ from raycache.ufs.object_store import NO_RETRIES, ObstoreStore, client_options
 from raycache.ufs.retry import Backoff
 
 _GOOGLE = frozenset({"gs", "gcs"})
-_AZURE = frozenset({"az", "azure", "abfs", "abfss", "adl", "wasb", "wasbs"})
+_AZURE = frozenset({"az", "azure", "abfs", "abfss", "adl"})
 
 
 def open_store(
@@ -71,9 +71,7 @@ def _no_secrets(uri: str) -> None:
     """The URI is shown everywhere, so it must not be where a secret is kept."""
     try:
         parts = urlsplit(uri)
-        user = "@" in parts.netloc and not parts.scheme.startswith(
-            ("abfs", "wasb", "sftp", "ssh", "hdfs", "smb")
-        )
+        user = "@" in parts.netloc and not parts.scheme.startswith(("abfs", "sftp", "ssh", "hdfs", "smb"))
     except ValueError:
         raise SpecError("the mount point is no URL", where=safe_uri(uri)) from None
     if user or parts.password or parts.query or parts.fragment:
@@ -108,7 +106,8 @@ def _open_cloud(
     parts = urlsplit(uri)
     if not parts.netloc:
         raise SpecError("the mount point names no bucket", where=uri, hint=f"write {scheme}://bucket/prefix")
-    identity = f"{'gs' if google else scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+    uri = f"{'gs' if google else scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+    identity = uri
     endpoint = options.get("endpoint", "")
     if google and endpoint:
         raise SpecError("Google Cloud Storage mounts take no endpoint", where=identity)

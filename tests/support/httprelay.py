@@ -107,7 +107,8 @@ class S3Proxy:
         bandwidth: bytes per second of answer bodies over all connections together; 0 is no limit. Uploads
             are not limited.
         port: port to listen on at 127.0.0.1; 0 takes a free one.
-        fault: called for every request; what it returns is done to that request.
+        fault: called for every request; what it returns is done to that request. It may be
+            set at any time.
     """
 
     def __init__(

@@ -18,13 +18,17 @@ class WebServer:
     Args:
         root: the directory.
         etags: whether files come with an ETag, or with Last-Modified alone.
+        conditions: whether it acts on If-Match, or ignores it as some servers do.
         authorization: the value of the `Authorization` header it asks for; "" asks for none.
     """
 
-    def __init__(self, root: Path, *, etags: bool = True, authorization: str = "") -> None:
+    def __init__(
+        self, root: Path, *, etags: bool = True, conditions: bool = True, authorization: str = ""
+    ) -> None:
         outer = self
         self.root = root
         self.etags = etags
+        self.conditions = conditions
         self.authorization = authorization
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -60,6 +64,8 @@ class WebServer:
         if self.authorization and request.headers.get("Authorization") != self.authorization:
             return self._send(request, 401, b"no")
         path = self.root / unquote(request.path).strip("/")
+        if len(request.path) > 4096:
+            return self._send(request, 404, b"no such file")
         if path.is_dir():
             return self._send(request, 200, self._index(path))
         if not path.is_file():
@@ -71,7 +77,7 @@ class WebServer:
         if self.etags:
             headers["ETag"] = f'"{status.st_ino:x}-{status.st_mtime_ns:x}"'
         wanted = request.headers.get("If-Match")
-        if wanted and wanted != headers.get("ETag"):
+        if self.conditions and wanted and wanted != headers.get("ETag"):
             return self._send(request, 412, b"changed")
         spec = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         if not spec:
