@@ -220,7 +220,6 @@ class TestRetries:
         names = [f"many/{number:04}" for number in range(1050)]  # S3 lists 1000 at a time
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda name: obstore.put(writer, name, b"x"), names))
-        del writer
         s3_proxy.fault = FaultRules([{"kind": "LIST", "skip": 1, "times": 1, "status": 500}])
         assert sorted(info.key for info in store.walk("many")) == names
 
