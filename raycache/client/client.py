@@ -6,6 +6,7 @@ when nobody answers it goes on with what it has.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import logging
 import os
@@ -25,7 +26,6 @@ from raycache.engine import Dated, Engine, MetadataCache, Peers, metadata_ttl
 from raycache.errors import (
     DatasetNotFoundError,
     NotAFileError,
-    WorkerUnavailableError,
 )
 from raycache.flight import PeerPool
 from raycache.membership import Membership, Worker
@@ -167,13 +167,16 @@ class Client:
                 yield from self.walk(dataset, entry.path)
 
     def invalidate(self, dataset: str, path: str = "") -> None:
-        """Forget what is known of the names at and below `path`, here and in the node's worker."""
+        """Forget what is known of the names at and below `path`, here and in the workers that are asked for them."""
         path = clean_path(path)
         self._metadata_of(dataset).invalidate(path)
-        near = self.near(dataset)
-        if near is not None:
-            with contextlib.suppress(WorkerUnavailableError):  # its memory is then gone as well
+        for near in self._keepers(dataset, path.rpartition("/")[0])[
+            :1
+        ]:  # it tells the directory's owner, too
+            try:
                 near.invalidate(dataset, path)
+            except TROUBLES as error:  # what it knew is gone with it, or is asked of another from now on
+                log.info("names of %s/%s not forgotten by a worker: %s", dataset, path, error)
 
     # -- bytes --------------------------------------------------------------------------------------------
 
@@ -261,21 +264,23 @@ class Client:
         of_store: Callable[[DatasetSource], Any],
     ) -> Dated[Any]:
         """An answer about names: of the node's worker, else of the directory's owner, else of the store."""
-        nears: list[Near] = []
-        near = self.near(dataset)
-        if near is not None:
-            nears.append(near)
-        nears += [
-            WorkerNear(self.peers, worker, self._views)
-            for worker in self.peers.directory_owners(dataset, directory)
-            if not self.peers.pool.is_down(worker.address)
-        ]
-        for near in nears:
+        for near in self._keepers(dataset, directory):
             try:
                 return of_near(near)
             except TROUBLES as error:
                 log.info("names of %s/%s not had from a worker: %s", dataset, directory, error)
         return Dated(of_store(self._source(dataset)), metadata_ttl(self.dataset(dataset)))
+
+    def _keepers(self, dataset: str, directory: str) -> builtins.list[Near]:
+        """Who may know the names of a directory: the node's worker, and then the directory's owners."""
+        near = self.near(dataset)
+        keepers = [] if near is None else [near]
+        keepers += [
+            WorkerNear(self.peers, worker, self._views)
+            for worker in self.peers.directory_owners(dataset, directory)
+            if not self.peers.pool.is_down(worker.address)
+        ]
+        return keepers
 
     def _metadata_of(self, dataset: str) -> MetadataCache:
         cache = self._metadata.get(dataset)
