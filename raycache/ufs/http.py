@@ -1,7 +1,8 @@
 """Plain HTTP(S) servers: files by URL, directories by the index pages that servers make of them.
 
-A file must come with an `ETag` or `Last-Modified`, else its versions could not be told apart. Index pages
-have neither, which is also how a directory is told from a file.
+A file must come with an `ETag` or `Last-Modified`, else its versions could not be told apart. (With
+`Last-Modified` alone, two versions of one size within one second look the same.) Index pages have neither,
+which is also how a directory is told from a file.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import obstore
@@ -23,9 +23,6 @@ from raycache.ufs.base import Listing, ObjectInfo, object_where
 from raycache.ufs.object_store import NO_RETRIES, ObstoreStore, client_options
 from raycache.ufs.retry import QUICK, Backoff
 
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
-
 log = logging.getLogger(__name__)
 
 INDEX_LIMIT = 64 << 20
@@ -36,11 +33,6 @@ _KNOWN = frozenset({"username", "password", "bearer_token", "allow_http"})
 
 class HttpStore(ObstoreStore):
     """An `UnderStore` over a web server. Listings cost one HEAD for each file of the level."""
-
-    def __init__(
-        self, uri: str, store: ObjectStore, *, metrics: Metrics | None = None, backoff: Backoff | None = None
-    ) -> None:
-        super().__init__(uri, store, metrics=metrics, backoff=backoff)
 
     def head(self, key: str) -> ObjectInfo:
         """See `UnderStore.head`."""

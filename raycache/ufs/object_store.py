@@ -63,7 +63,8 @@ class ObstoreStore:
         store: the obstore store.
         metrics: where GETs, bytes and retries are counted.
         backoff: how long failures are retried.
-        if_match: whether the store honours `If-Match`; where it does not, the answer's own tag is all there is.
+
+    Keys with an empty component (`a//b`) cannot be addressed: the client joins the slashes.
     """
 
     def __init__(
@@ -73,12 +74,10 @@ class ObstoreStore:
         *,
         metrics: Metrics | None = None,
         backoff: Backoff | None = None,
-        if_match: bool = True,
     ) -> None:
         self.uri = uri
         self._client: ObjectStore | None = store
         self._metrics = metrics or Metrics()
-        self._if_match = if_match
         self._proven = False  # whether any request has succeeded: then the bucket exists
         self._objects = Retrier(judge, CATCH, backoff or Backoff(), self._metrics)
         self._lists = Retrier(judge_listing, CATCH, backoff or Backoff(), self._metrics)
@@ -141,7 +140,9 @@ class ObstoreStore:
         if length == 0:
             return b""
         options: GetOptions = {"range": (offset, offset + length)}
-        if expected.etag and self._if_match:
+        if expected.etag and not expected.etag.startswith(
+            "W/"
+        ):  # a weak tag never matches (RFC 9110, 13.1.1)
             options["if_match"] = expected.etag
         try:
             return self._objects.call(lambda: self._get(key, options, length, expected, where), where)

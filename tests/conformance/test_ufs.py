@@ -82,7 +82,7 @@ def opened(uri: str, options: dict[str, str], put: Writer, missing_root: str) ->
         store.close()
 
 
-@pytest.fixture(params=["s3", "local", "memory", "http", "http-without-etags"])
+@pytest.fixture(params=["s3", "local", "memory", "http", "http-weak-etags", "http-without-etags"])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     """Each kind of store, holding TREE below its root and something else beside it."""
     with contextlib.ExitStack() as stack:
@@ -100,7 +100,13 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]
             yield stack.enter_context(opened(f"file://{root}", {}, put, f"file://{root}-missing"))
         else:
             root.mkdir(parents=True)
-            server = stack.enter_context(WebServer(tmp_path / "root", etags=request.param == "http"))
+            server = stack.enter_context(
+                WebServer(
+                    tmp_path / "root",
+                    etags=request.param != "http-without-etags",
+                    weak=request.param == "http-weak-etags",
+                )
+            )
 
             def put(key: str, data: bytes | None) -> None:
                 write_file(root, key, data)

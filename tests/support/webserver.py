@@ -18,16 +18,24 @@ class WebServer:
     Args:
         root: the directory.
         etags: whether files come with an ETag, or with Last-Modified alone.
+        weak: whether the ETags are weak ones, which match no `If-Match`.
         conditions: whether it acts on If-Match, or ignores it as some servers do.
         authorization: the value of the `Authorization` header it asks for; "" asks for none.
     """
 
     def __init__(
-        self, root: Path, *, etags: bool = True, conditions: bool = True, authorization: str = ""
+        self,
+        root: Path,
+        *,
+        etags: bool = True,
+        weak: bool = False,
+        conditions: bool = True,
+        authorization: str = "",
     ) -> None:
         outer = self
         self.root = root
         self.etags = etags
+        self.weak = weak
         self.conditions = conditions
         self.authorization = authorization
 
@@ -75,9 +83,9 @@ class WebServer:
             data = file.read()
         headers = {"Accept-Ranges": "bytes", "Last-Modified": formatdate(status.st_mtime, usegmt=True)}
         if self.etags:
-            headers["ETag"] = f'"{status.st_ino:x}-{status.st_mtime_ns:x}"'
+            headers["ETag"] = f'{"W/" if self.weak else ""}"{status.st_ino:x}-{status.st_mtime_ns:x}"'
         wanted = request.headers.get("If-Match")
-        if self.conditions and wanted and wanted != headers.get("ETag"):
+        if self.conditions and wanted and (self.weak or wanted != headers.get("ETag")):
             return self._send(request, 412, b"changed")
         spec = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range", ""))
         if not spec:
