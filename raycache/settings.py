@@ -19,6 +19,7 @@ class Settings:
         token: `RAYCACHE_TOKEN`: bearer token of the data plane. Kept out of `repr`.
         ray_address: `RAY_ADDRESS`: Ray cluster to connect to.
         cache_dir: `RAYCACHE_CACHE_DIR`: directory of an embedded store (no cluster).
+        state_dir: `$XDG_STATE_HOME/raycache` (XDG Base Directory Specification), for what outlives a command.
         log_level: `RAYCACHE_LOG_LEVEL`.
     """
 
@@ -26,6 +27,7 @@ class Settings:
     token: str = field(default="", repr=False)
     ray_address: str = ""
     cache_dir: str = ""
+    state_dir: str = ""
     log_level: str = "WARNING"
 
     @classmethod
@@ -36,5 +38,8 @@ class Settings:
             token=environ.get("RAYCACHE_TOKEN", ""),
             ray_address=environ.get("RAY_ADDRESS", ""),
             cache_dir=environ.get("RAYCACHE_CACHE_DIR", ""),
+            state_dir=os.path.join(
+                environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "raycache"
+            ),
             log_level=environ.get("RAYCACHE_LOG_LEVEL", "WARNING").upper(),
         )

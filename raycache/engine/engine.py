@@ -258,10 +258,12 @@ class Engine:
         """A leased view of the object's local file, if there is one."""
         return self.volume(version.dataset).store.lease(version)
 
-    def cached_bytes(self, version: ObjectVersion) -> int:
-        """Bytes of this version in the local store."""
+    def cached_bytes(self, version: ObjectVersion, blocks: range | None = None) -> int:
+        """Bytes of this version, or only of some blocks of it, in the local store."""
         present = self.volume(version.dataset).store.contains(version)
-        return sum(version.block_extent(block).length for block, there in enumerate(present) if there)
+        if blocks is None:
+            blocks = range(len(present))
+        return sum(version.block_extent(block).length for block in blocks if present[block])
 
     def _stream_past(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
         """Blocks from the object store itself, for a store that has no room for even an index."""

@@ -102,8 +102,13 @@ class EngineService:
         return {}
 
     def _cached(self, payload: dict[str, Any]) -> Answer:
-        versions = [wire.version_from_wire(v) for v in payload["versions"]]
-        return {"bytes": [self._engine.cached_bytes(version) for version in versions]}
+        # Each item is a version, with the range of its blocks that is asked for ("blocks"; absent: all).
+        counts = []
+        for item in payload["items"]:
+            version = wire.version_from_wire(item.get("version"))
+            blocks = _blocks(version, item, "blocks") if "blocks" in item else None
+            counts.append(self._engine.cached_bytes(version, blocks))
+        return {"bytes": counts}
 
     def _recheck(self, payload: dict[str, Any]) -> Answer:
         version = wire.version_from_wire(payload.get("version"))

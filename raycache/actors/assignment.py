@@ -1,0 +1,106 @@
+"""Which nodes hold which dataset, and the membership that follows from what their workers report. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from raycache.membership import Membership, Worker
+from raycache.spec import ResolvedDataset
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the Ray cluster.
+
+    Args:
+        id: Ray node id.
+        address: IP address.
+        labels: its Ray labels.
+        memory: bytes of Ray's logical resource `memory`.
+    """
+
+    id: str
+    address: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    memory: int = 0
+
+
+def eligible(dataset: ResolvedDataset, nodes: Iterable[Node]) -> list[Node]:
+    """The nodes whose labels a dataset's selector accepts."""
+    return [n for n in nodes if all(n.labels.get(k) == v for k, v in dataset.node_selector.items())]
+
+
+def holders(dataset: ResolvedDataset, nodes: Iterable[Node], holding: Collection[str]) -> list[str]:
+    """Ids of the nodes that should hold a dataset.
+
+    Those that hold it already keep it, as far as the number allows; the others follow in an order that is a
+    hash of dataset and node, so that datasets with few replicas spread over the cluster.
+    """
+    _, most = dataset.replica_bounds
+    ids = [node.id for node in eligible(dataset, nodes)]
+    ids.sort(key=lambda id: (id not in holding, _rank(dataset.name, id)))
+    return ids if most is None else ids[:most]
+
+
+def _rank(dataset: str, node_id: str) -> bytes:
+    return hashlib.blake2b(f"{dataset}\0{node_id}".encode(), digest_size=8).digest()
+
+
+def next_membership(
+    former: Membership,
+    seats: Mapping[str, str],
+    reporting: Mapping[str, Worker],
+    returning: Collection[str],
+    forgotten: Collection[str] = (),
+) -> tuple[Membership, dict[str, str]]:
+    """The membership after the latest reports.
+
+    A worker that died is gone from the members at once. Its share stays with its node for as long as the node
+    is in `returning`: readers go on to the next candidate meanwhile, and when Ray has restarted the worker it
+    finds its files and its share again, and nothing has moved.
+
+    Args:
+        former: the membership so far.
+        seats: worker id that each node had last.
+        reporting: workers that answer, by node id.
+        returning: nodes whose worker does not answer now and may yet come back.
+        forgotten: datasets that were deleted. The table of any other is kept, even while nobody holds it: after a
+            stop and a start, workers find on their disks what they owned.
+
+    Returns:
+        The membership (`former` itself if nothing changed), and the seats that go with it.
+    """
+    membership = former
+    next_seats = {node: id for node, id in seats.items() if node in reporting or node in returning}
+    current = {worker.id for worker in reporting.values()}
+    for worker in former.workers:
+        if worker.id not in current:
+            membership = membership.without_worker(worker.id)
+    for node_id, worker in sorted(reporting.items()):
+        last = seats.get(node_id)
+        if last is not None and last != worker.id:
+            membership = membership.restarted(last, worker)
+        elif membership.worker(worker.id) != worker:
+            membership = membership.with_worker(worker)
+        next_seats[node_id] = worker.id
+    away = any(node not in reporting for node in next_seats)
+    membership = _with_tables(membership, _tables(membership, away, forgotten))
+    if membership is former:
+        return former, next_seats
+    # Several changes are one step for those who hear of it.
+    return replace(membership, epoch=former.epoch + 1), next_seats
+
+
+def _tables(membership: Membership, away: bool, forgotten: Collection[str]) -> dict[str, str]:
+    tables = {**membership.tables, **membership.rebalanced().tables}
+    if away:  # the share of who is away waits for its return; only what has no owners at all gets some
+        tables |= membership.tables
+    return {name: table for name, table in tables.items() if name not in forgotten}
+
+
+def _with_tables(membership: Membership, tables: Mapping[str, str]) -> Membership:
+    if tables == dict(membership.tables):
+        return membership
+    return replace(membership, epoch=membership.epoch + 1, tables=dict(tables))

@@ -1,0 +1,389 @@
+"""The coordinator: one named, detached actor that takes orders and has them carried out. Never on the data path.
+
+It can be killed at any time: everything it must know is in the GCS, reads go on without it, and Ray restarts
+it. Its parts do the work: `catalog` (what is applied), `reconciler` (workers), `loads`, `scan`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import ray
+
+import raycache
+from raycache.actors import kv as keys
+from raycache.actors import loads, rows
+from raycache.actors.answers import answered
+from raycache.actors.catalog import Catalog, Change, document_from_wire
+from raycache.actors.events import Events
+from raycache.actors.kv import RayKv, get_json, put_json
+from raycache.actors.loads import Loads
+from raycache.actors.reconciler import Reconciler
+from raycache.actors.reservation import release_all
+from raycache.actors.scan import Scans
+from raycache.actors.volumes import Purge
+from raycache.client import Client, ClusterState
+from raycache.errors import (
+    NotFoundError,
+    OperationFailedError,
+    RaycacheError,
+    SpecError,
+    WorkerUnavailableError,
+)
+from raycache.settings import NAMESPACE, Settings
+from raycache.spec import DataLoad, Document, ResolvedDataset, TierSpec
+from raycache.ufs import DatasetSource
+
+log = logging.getLogger(__name__)
+
+NAME = "raycache-coordinator"
+CONCURRENCY = 32
+"""Calls served at a time; most of them only look."""
+
+SETTLE_S = 60.0
+"""Longest wait of an apply or a delete for the workers to follow; they go on after it."""
+
+EVICT_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 60.0
+
+_DOCUMENT_KINDS = {"datasets": "Dataset", "runtimes": "CacheRuntime", "secrets": "Secret"}
+
+
+class Coordinator:
+    """See above. Takes no arguments; `configure` tells it the cluster's defaults, which it keeps in the GCS."""
+
+    def __init__(self) -> None:
+        logging.getLogger("raycache").setLevel(Settings.from_environ().log_level)
+        self._started = time.time()
+        self._kv = RayKv()
+        if self._kv.get(keys.TOKEN) is None:
+            self._kv.put(keys.TOKEN, secrets.token_urlsafe(32).encode())
+        self._applying = threading.Lock()
+        """One change of the catalog at a time."""
+        stored = get_json(self._kv, keys.DOCUMENTS)
+        self._catalog = Catalog() if stored is None else Catalog.from_wire(stored)
+        self._datasets = self._catalog.datasets()
+        self._events = Events()
+        self._reconciler = Reconciler(self._kv, self._events)
+        self._reconciler.want(self._datasets)
+        self._token = (self._kv.get(keys.TOKEN) or b"").decode()
+        self._scans = Scans()
+        self._loads = Loads(self._kv, self._events, self._connect, self._dataset, self._await_holders)
+        self._reconciler.start()
+        self._scans.want(self._datasets)
+        self._loads.resume()
+
+    # -- orders -------------------------------------------------------------------------------------------
+
+    @answered
+    def configure(self, default_tiers: Sequence[Mapping[str, Any]], timeout_s: float) -> dict[str, Any]:
+        """Take the cluster's default tiers (none: leave them), and wait until every node has its worker."""
+        if default_tiers:
+            tiers = [TierSpec.model_validate(tier) for tier in default_tiers]
+            with self._applying:
+                self._take(self._catalog.with_default_tiers(tiers))
+        self._reconciler.wait(self._reconciler.staffed, timeout_s)
+        seats = self._reconciler.seats()
+        return {
+            "nodes": len(seats),
+            "workers": sum(seat.report is not None for seat in seats),
+            "problems": {seat.node.id: seat.trouble for seat in seats if seat.trouble},
+        }
+
+    @answered
+    def apply(self, wires: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Make documents so: all of them, or, if one cannot be, none."""
+        documents = [document_from_wire(wire) for wire in wires]
+        with self._applying:
+            catalog, changes = self._catalog.applied(
+                [document for document in documents if document.kind != "DataLoad"], time.time()
+            )
+            datasets = catalog.datasets()
+            self._check_loads(documents, datasets)
+            changed = {n: d for n, d in datasets.items() if self._datasets.get(n) != d}
+            self._check(changed)
+            self._take(catalog)
+            changes += [self._start_load(d) for d in documents if d.kind == "DataLoad"]
+        self._reconciler.wait(lambda: self._reconciler.settled(changed), SETTLE_S)
+        for change in changes:
+            if change.action != "unchanged":
+                self._events.add(change.kind, change.name, change.action.capitalize(), "by an apply")
+        order = {(d.kind, d.name): position for position, d in enumerate(documents)}
+        return [c.to_wire() for c in sorted(changes, key=lambda c: order[c.kind, c.name])]
+
+    @answered
+    def delete(self, kind: str, name: str) -> None:
+        """Delete an object; of a dataset, what is cached of it too."""
+        if kind == "loads":
+            self._loads.delete(name)
+            return
+        document_kind = _DOCUMENT_KINDS[kind]
+        with self._applying:
+            dataset = self._datasets.get(name)
+            self._take(self._catalog.without(document_kind, name))
+        self._events.forget(document_kind, name)
+        if document_kind == "Dataset" and dataset is not None:
+            self._loads.delete_of(name)
+            self._reconciler.wait(lambda: self._reconciler.released(name), SETTLE_S)
+            self._reconciler.ask_workers("sweep", {name: dataset.wire()}, "everything", timeout_s=SETTLE_S)
+
+    @answered
+    def load(self, name: str, dataset: str, spec: Mapping[str, Any]) -> str:
+        """Start a load; what became of it (`Loads.submit`)."""
+        self._catalog.entry("Dataset", dataset)
+        return self._loads.submit(name, dataset, spec)
+
+    @answered
+    def evict(self, dataset: str, path: str) -> int:
+        """Drop what is cached at and below a path, everywhere; bytes freed."""
+        self._catalog.entry("Dataset", dataset)
+        freed = 0
+        with closing(self._connect()) as client:
+            for worker in client.peers.membership.workers_for(dataset):
+                try:
+                    payload = {"dataset": dataset, "path": path}
+                    freed += int(client.peers.call(worker, "evict", payload, EVICT_TIMEOUT_S)["bytes"])
+                except WorkerUnavailableError as error:
+                    log.warning("nothing evicted at %s: %s", worker.address, error)
+        return freed
+
+    @answered
+    def stop(self, purge: bool) -> dict[str, Any]:
+        """End all workers: memory is given back, disks are kept unless `purge`. The caller then kills this actor."""
+        what: Purge = "everything" if purge else "memory"
+        with self._applying:
+            self._reconciler.close()
+            self._loads.close()
+            self._scans.close()
+            wires = {name: dataset.wire() for name, dataset in self._datasets.items()}
+            swept = self._reconciler.ask_workers("sweep", wires, what, timeout_s=STOP_TIMEOUT_S)
+            stopped = self._reconciler.ask_workers("stop", what, timeout_s=STOP_TIMEOUT_S)
+            for seat in self._reconciler.seats():
+                seat.dismiss()
+            release_all()
+            put_json(self._kv, keys.LAST, self._reconciler.membership.to_wire())
+            for key in keys.RUNNING:
+                self._kv.delete(key)
+        problems = {
+            node: str(error) for node, error in (swept | stopped).items() if isinstance(error, Exception)
+        }
+        return {"workers": len(stopped), "problems": problems}
+
+    # -- questions ----------------------------------------------------------------------------------------
+
+    @answered
+    def get(self, kind: str, name: str | None) -> list[dict[str, Any]]:
+        """Rows of a kind, or of one object."""
+        if kind == "loads":
+            return [loads.row(load) for load in ([self._loads.get(name)] if name else self._loads.all())]
+        if kind == "workers":
+            found = self._worker_rows()
+            if name:
+                found = [row for row in found if name in (row["id"], row["node_id"])]
+                if not found:
+                    raise NotFoundError("no such worker", where=name, hint="see `raycache get workers`")
+            return found
+        document_kind = _DOCUMENT_KINDS[kind]
+        if name is not None:
+            self._catalog.entry(document_kind, name)
+        entries = {n: e for n, e in self._catalog.of_kind(document_kind).items() if name in (None, n)}
+        if kind == "runtimes":
+            return [rows.runtime_row(n, entry) for n, entry in entries.items()]
+        if kind == "secrets":
+            return [rows.secret_row(n, entry) for n, entry in entries.items()]
+        self._scans.want(self._datasets)
+        usages = self._usages()
+        datasets = self._datasets
+        return [
+            self._dataset_row(datasets[n], e.created, usages) for n, e in entries.items() if n in datasets
+        ]
+
+    @answered
+    def describe(self, kind: str, name: str) -> dict[str, Any]:
+        """Everything about one object, without secrets."""
+        if kind == "loads":
+            load = self._loads.get(name)
+            spec = {"dataset": load.dataset, **load.spec}
+            return self._described("DataLoad", name, spec, loads.row(load))
+        if kind == "workers":
+            found = [row for row in self._worker_rows() if name in (row["id"], row["node_id"])]
+            if not found:
+                raise NotFoundError("no such worker", where=name, hint="see `raycache get workers`")
+            return self._described("Worker", name, {}, found[0])
+        document_kind = _DOCUMENT_KINDS[kind]
+        entry = self._catalog.entry(document_kind, name)
+        spec = entry.model.public().get("spec") or {}
+        if kind == "runtimes":
+            return self._described(document_kind, name, spec, rows.runtime_row(name, entry))
+        if kind == "secrets":
+            return self._described(document_kind, name, spec, rows.secret_row(name, entry))
+        dataset = self._datasets[name]
+        usages = self._usages()
+        described = self._described(
+            document_kind, name, spec, self._dataset_row(dataset, entry.created, usages)
+        )
+        described["resolved"] = dataset.public()
+        described["warnings"] = list(entry.warnings)
+        described["problems"] = self._reconciler.problems(name)
+        described["workers"] = [
+            {
+                "node_id": seat.node.id,
+                "id": seat.report["worker"]["id"] if seat.report else "",
+                **usages.get(seat.node.id, {"datasets": {}})["datasets"].get(name, {}),
+            }
+            for seat in self._reconciler.holders(name)
+        ]
+        return described
+
+    @answered
+    def status(self) -> dict[str, Any]:
+        """How the cluster is."""
+        seats = self._reconciler.seats()
+        context = ray.get_runtime_context()
+        return {
+            "version": raycache.__version__,
+            "ray_version": ray.__version__,
+            "ray_address": context.gcs_address,
+            "epoch": self._reconciler.membership.epoch,
+            "coordinator": {
+                "node_id": context.get_node_id(),
+                "pid": os.getpid(),
+                "started": self._started,
+                "restarted": bool(context.was_current_actor_reconstructed),
+            },
+            "nodes": len(seats),
+            "workers": sum(seat.report is not None for seat in seats),
+            "datasets": len(self._datasets),
+            "loads": sum(not load.ended for load in self._loads.all()),
+            "problems": {seat.node.id: seat.trouble for seat in seats if seat.trouble},
+        }
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _take(self, catalog: Catalog) -> None:
+        """Make a catalog the one that holds: stored first, then carried out. `_applying` is held."""
+        put_json(self._kv, keys.DOCUMENTS, catalog.to_wire())
+        self._catalog, self._datasets = catalog, catalog.datasets()
+        self._reconciler.want(self._datasets)
+        self._scans.want(self._datasets)
+
+    def _check(self, datasets: Mapping[str, ResolvedDataset]) -> None:
+        """See that datasets can be read and held, before anything changes. Raises what is wrong with one."""
+        self._reconciler.wait(self._reconciler.staffed, SETTLE_S)
+
+        def check(dataset: ResolvedDataset) -> None:
+            with closing(DatasetSource(dataset)) as source:
+                source.check()
+            self._reconciler.check(dataset)
+
+        with ThreadPoolExecutor(8, thread_name_prefix="raycache-check") as pool:
+            for future in [pool.submit(check, dataset) for dataset in datasets.values()]:
+                future.result()
+
+    def _check_loads(self, documents: Sequence[Document], datasets: Mapping[str, ResolvedDataset]) -> None:
+        for document in documents:
+            model = document.model
+            if isinstance(model, DataLoad) and model.spec.dataset.name not in datasets:
+                known = ", ".join(sorted(datasets)) or "none"
+                raise SpecError(
+                    f"no dataset {model.spec.dataset.name!r}",
+                    where=f"{document.where}: spec.dataset.name",
+                    hint=f"apply it first, or in the same file; applied are: {known}",
+                )
+
+    def _start_load(self, document: Document) -> Change:
+        model = document.model
+        assert isinstance(model, DataLoad)
+        spec = {
+            "target": [{"path": target.path, "replicas": target.replicas} for target in model.spec.target],
+            "loadMetadata": model.spec.load_metadata,
+        }
+        action = self._loads.submit(document.name, model.spec.dataset.name, spec)
+        return Change("DataLoad", document.name, action, tuple(document.warnings))  # type: ignore[arg-type]
+
+    def _dataset(self, name: str) -> ResolvedDataset:
+        self._catalog.entry("Dataset", name)
+        return self._datasets[name]
+
+    def _await_holders(self, name: str) -> None:
+        """Wait until a load of a dataset makes sense: its workers have it, as far as they can."""
+        dataset = self._dataset(name)
+        self._reconciler.wait(lambda: self._reconciler.settled({name: dataset}), SETTLE_S)
+        if not self._reconciler.holders(name):
+            problems = "; ".join(sorted(set(self._reconciler.problems(name).values())))
+            raise OperationFailedError(
+                f"no worker holds the dataset{': ' + problems if problems else ''}",
+                where=name,
+                hint="see `raycache describe dataset`",
+            )
+
+    def _connect(self) -> Client:
+        """A client of this cluster: for names and for asking workers. Close it."""
+        state = ClusterState(self._reconciler.membership, self._datasets, self._token)
+        return Client(state, refresh=self._state_if_newer)
+
+    def _state_if_newer(self, known_epoch: int) -> ClusterState | None:
+        membership = self._reconciler.membership
+        if membership.epoch == known_epoch:
+            return None
+        return ClusterState(membership, self._datasets, self._token)
+
+    def _usages(self) -> dict[str, Any]:
+        answers = self._reconciler.ask_workers("usage")
+        return {node: usage for node, usage in answers.items() if not isinstance(usage, RaycacheError)}
+
+    def _dataset_row(
+        self, dataset: ResolvedDataset, created: float, usages: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        phase = rows.phase_of(
+            dataset,
+            [seat.node for seat in self._reconciler.seats()],
+            len(self._reconciler.holders(dataset.name)),
+            self._reconciler.settled({dataset.name: dataset}),
+            self._reconciler.problems(dataset.name),
+        )
+        return rows.dataset_row(dataset, created, self._scans.row(dataset.name), usages, phase)
+
+    def _worker_rows(self) -> list[dict[str, Any]]:
+        usages = self._usages()
+        return [
+            rows.worker_row(seat.node, seat.report, seat.trouble, usages.get(seat.node.id))
+            for seat in self._reconciler.seats()
+        ]
+
+    def _described(
+        self, kind: str, name: str, spec: Mapping[str, Any], status: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "name": name,
+            "spec": dict(spec),
+            "status": dict(status),
+            "events": self._events.of(kind, name),
+        }
+
+
+def start_coordinator() -> Any:
+    """The cluster's coordinator, started if it does not run. Returns its actor handle."""
+    return (
+        ray.remote(Coordinator)
+        .options(
+            name=NAME,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=CONCURRENCY,
+        )
+        .remote()
+    )

@@ -1,0 +1,363 @@
+"""A DataLoad: fetch paths of a dataset into the cache ahead of use, and count afterwards what is really there.
+
+The coordinator only asks: each segment's owner is told to have its blocks (`ensure`), then the next workers
+along the ring are, for further copies, which they take from the owner. No data passes through here. Whatever
+an answer said, a load is complete only when the workers, asked at the end, hold every byte.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from raycache.blocks import FileInfo, MiB, ObjectVersion
+from raycache.engine import Peers, ensure_to_wire
+from raycache.errors import (
+    CacheFullError,
+    DatasetNotFoundError,
+    OperationFailedError,
+    RaycacheError,
+    WorkerUnavailableError,
+)
+from raycache.membership import Worker
+from raycache.operations import Missing
+
+log = logging.getLogger(__name__)
+
+WINDOW = 64 * MiB
+"""Bytes that one request waits for: the step of the progress, and far below every timeout."""
+
+PER_WORKER = 4
+"""Requests in flight per worker; each is itself up to eight ranged GETs."""
+
+MAX_PARALLEL = 64
+"""Requests in flight per load."""
+
+ENSURE_TIMEOUT_S = 300.0
+VERIFY_TIMEOUT_S = 60.0
+METADATA_TIMEOUT_S = 60.0
+
+VERIFY_BATCH = 2000
+"""Segments per question at the end: about 700 KiB of a request's 4 MiB."""
+
+ROUNDS = 4
+"""How often what is missing at the end is fetched again: workers may have died or come while it ran."""
+
+ROUND_PAUSE_S = 3.0
+"""Seconds between rounds when a worker did not answer: Ray needs about two to restart it."""
+
+Replicas = int | Literal["all"]
+
+
+class Names(Protocol):
+    """What a load needs of a `raycache.client.Client`."""
+
+    @property
+    def peers(self) -> Peers:
+        """The workers."""
+
+    def walk(self, dataset: str, path: str = "") -> Iterable[FileInfo]:
+        """All files at or below a path."""
+
+    def invalidate(self, dataset: str, path: str = "") -> None:
+        """Forget what is known of names."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One path to load, and on how many nodes."""
+
+    path: str
+    replicas: Replicas = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a load ended.
+
+    Args:
+        bytes_cached: bytes that are cached, all copies counted.
+        missing: what is not.
+    """
+
+    bytes_cached: int
+    missing: tuple[Missing, ...]
+
+
+class Cancelled(RaycacheError):
+    """The load was deleted while it ran."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A segment, and how many copies of it are wanted."""
+
+    version: ObjectVersion
+    segment: int
+    copies: int
+
+    @property
+    def blocks(self) -> range:
+        return self.version.blocks_of_segment(self.segment)
+
+    @property
+    def size(self) -> int:
+        return self.version.extent_of(self.blocks).length
+
+
+class Load:
+    """One run of a load.
+
+    Args:
+        client: names and workers. Its membership should be kept up to date while the load runs.
+        dataset: the dataset's name.
+        targets: what to load.
+        load_metadata: forget first what workers believe of the names.
+        fill: share of the quota that may be filled before eviction begins.
+        sized: called with (files, bytes, final) as the listing goes on.
+        progressed: called with the bytes that are there, all copies counted.
+        cancelled: set it to end the load.
+    """
+
+    def __init__(
+        self,
+        client: Names,
+        dataset: str,
+        targets: Sequence[Target],
+        *,
+        load_metadata: bool = False,
+        fill: float = 1.0,
+        sized: Callable[[int, int, bool], None],
+        progressed: Callable[[int], None],
+        cancelled: threading.Event,
+    ) -> None:
+        self._client = client
+        self._dataset = dataset
+        self._targets = targets
+        self._load_metadata = load_metadata
+        self._fill = fill
+        self._sized = sized
+        self._progressed = progressed
+        self._cancelled = cancelled
+        self._reasons: dict[str, str] = {}
+
+    def run(self) -> Outcome:
+        """Load, and count.
+
+        Raises:
+            OperationFailedError: no worker holds the dataset, or fewer than the copies wanted.
+            Cancelled: it was cancelled.
+            ObjectNotFoundError, AccessDeniedError, UnderStoreError: the store could not be listed.
+        """
+        holders = len(self._holders())
+        if not holders:
+            raise OperationFailedError(
+                "no worker holds the dataset",
+                where=self._dataset,
+                hint="`raycache describe dataset` tells why",
+            )
+        if self._load_metadata:
+            self._forget_names()
+        parts = self._list(holders)
+        total = sum(part.size * part.copies for part in parts)
+        admitted = self._admitted(parts, holders)
+        absent = {part: part.size * part.copies for part in parts}
+        for attempt in range(ROUNDS):
+            todo = [part for part in admitted if absent.get(part)]
+            if attempt and self._cancelled.wait(ROUND_PAUSE_S if self._unsteady() else 0):
+                break
+            self._fetch(todo, holders, total - sum(absent.values()))
+            absent = self._absent(parts)
+            self._progressed(total - sum(absent.values()))
+            if not any(absent.get(part) for part in admitted) or not self._worth_repeating(attempt):
+                break
+        self._check_cancelled()
+        return Outcome(total - sum(absent.values()), self._missing(absent))
+
+    # -- what there is ------------------------------------------------------------------------------------
+
+    def _holders(self) -> list[Worker]:
+        return [w for w in self._client.peers.membership.workers_for(self._dataset) if w.state == "up"]
+
+    def _forget_names(self) -> None:
+        for target in self._targets:
+            path = target.path.strip("/")
+            self._client.invalidate(self._dataset, path)
+            for worker in self._holders():
+                try:
+                    payload = {"dataset": self._dataset, "path": path, "hop": True}
+                    self._client.peers.call(worker, "invalidate", payload, METADATA_TIMEOUT_S)
+                except (WorkerUnavailableError, DatasetNotFoundError) as error:
+                    log.info("names at %s not forgotten: %s", worker.address, error)  # it has none, then
+
+    def _list(self, holders: int) -> list[_Part]:
+        """Every segment of every file, and the number of its copies; the same file named twice counts once."""
+        copies: dict[ObjectVersion, int] = {}
+        size = 0
+        for target in self._targets:
+            wanted = holders if target.replicas == "all" else target.replicas
+            if wanted > holders:
+                raise OperationFailedError(
+                    f"{wanted} copies are wanted and {holders} nodes hold the dataset",
+                    where=f"{self._dataset}/{target.path.strip('/')}",
+                    hint="lower replicas, or raise those of the CacheRuntime",
+                )
+            for info in self._client.walk(self._dataset, target.path):
+                self._check_cancelled()
+                if info.version is None:
+                    continue
+                known = copies.get(info.version, 0)
+                copies[info.version] = max(known, wanted)
+                size += info.size * (copies[info.version] - known)
+                if len(copies) % 1000 == 0:
+                    self._sized(len(copies), size, False)
+        self._sized(len(copies), size, True)
+        return [
+            _Part(version, segment, count)
+            for version, count in copies.items()
+            for segment in range(version.segment_count)
+        ]
+
+    def _admitted(self, parts: Sequence[_Part], holders: int) -> list[_Part]:
+        """The parts for which there is room. The rest is not fetched: it could only push out the others."""
+        rooms = [worker.weights[self._dataset] * self._fill for worker in self._holders()]
+        # A copy on every node is bounded by the smallest node, too.
+        room, least = sum(rooms), min(rooms, default=0.0)
+        everywhere = 0
+        admitted = []
+        for part in parts:
+            need = part.size * part.copies
+            everywhere += part.size if part.copies == holders else 0
+            if need > room or everywhere > least:
+                everywhere -= part.size if part.copies == holders else 0
+                self._reasons.setdefault(
+                    part.version.path,
+                    "there is no room for it in the cache's capacity; raise the quota, or load less",
+                )
+                continue
+            room -= need
+            admitted.append(part)
+        return admitted
+
+    # -- fetching -----------------------------------------------------------------------------------------
+
+    def _fetch(self, parts: Sequence[_Part], holders: int, before: int) -> None:
+        """Have all parts fetched where they belong."""
+        done = before
+        parallel = min(MAX_PARALLEL, PER_WORKER * holders)
+        with ThreadPoolExecutor(parallel, thread_name_prefix="raycache-load") as pool:
+            lock = threading.Lock()
+
+            def advance(amount: int) -> None:
+                nonlocal done
+                with lock:
+                    done += amount
+                    self._progressed(done)
+
+            running: set[Future[None]] = set()
+            for part in parts:
+                if self._cancelled.is_set():
+                    break
+                running.add(pool.submit(self._fetch_part, part, advance))
+                if len(running) >= 2 * parallel:
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        future.result()
+            for future in running:
+                future.result()
+
+    def _fetch_part(self, part: _Part, advance: Callable[[int], None]) -> None:
+        version = part.version
+        for worker in self._keepers(part):
+            per_window = max(1, WINDOW // version.block_size)
+            blocks = part.blocks
+            for start in range(blocks.start, blocks.stop, per_window):
+                if self._cancelled.is_set():
+                    return
+                window = range(start, min(start + per_window, blocks.stop))
+                ahead = range(window.stop, min(window.stop + per_window, blocks.stop))
+                try:
+                    payload = ensure_to_wire(version, window, ahead)
+                    self._client.peers.call(worker, "ensure", payload, ENSURE_TIMEOUT_S)
+                except RaycacheError as error:
+                    # Counted, with its reason, at the end; other parts go on.
+                    log.info("load of %s/%s at %s: %s", version.dataset, version.path, worker.address, error)
+                    self._reasons[version.path] = f"{type(error).__name__}: {error}"
+                    if isinstance(error, WorkerUnavailableError | CacheFullError):
+                        break
+                    return
+                advance(version.extent_of(window).length)
+
+    def _keepers(self, part: _Part) -> list[Worker]:
+        """The workers that should hold a part, its owner first."""
+        membership = self._client.peers.membership
+        placement = membership.placement(self._dataset)
+        if placement is None:
+            return []
+        found = [membership.worker(id) for id in placement.ranked(part.version, part.segment, part.copies)]
+        return [worker for worker in found if worker is not None]
+
+    # -- counting -----------------------------------------------------------------------------------------
+
+    def _absent(self, parts: Sequence[_Part]) -> dict[_Part, int]:
+        """Bytes of each part that its keepers do not hold, all copies counted."""
+        self._client.peers.refresh()
+        absent = {part: part.size * part.copies for part in parts}
+        by_id: dict[str, list[_Part]] = defaultdict(list)
+        workers: dict[str, Worker] = {}
+        for part in parts:
+            for worker in self._keepers(part):
+                workers[worker.id] = worker
+                by_id[worker.id].append(part)
+        for worker_id, held in by_id.items():
+            for start in range(0, len(held), VERIFY_BATCH):
+                batch = held[start : start + VERIFY_BATCH]
+                for part, count in zip(batch, self._count(workers[worker_id], batch), strict=True):
+                    absent[part] -= count
+        return absent
+
+    def _count(self, worker: Worker, parts: Sequence[_Part]) -> list[int]:
+        items = [
+            {"version": part.version.to_wire(), "blocks": [part.blocks.start, part.blocks.stop]}
+            for part in parts
+        ]
+        try:
+            answer = self._client.peers.call(worker, "cached", {"items": items}, VERIFY_TIMEOUT_S)
+        except RaycacheError as error:
+            for part in parts:
+                self._reasons[part.version.path] = f"{type(error).__name__}: {error}"
+            return [0] * len(parts)
+        return [int(count) for count in answer["bytes"]]
+
+    def _missing(self, absent: Mapping[_Part, int]) -> tuple[Missing, ...]:
+        by_path: dict[str, int] = defaultdict(int)
+        for part, count in absent.items():
+            if count:
+                by_path[part.version.path] += count
+        reason = "it was evicted again: the cache is too small, or others use it"
+        return tuple(
+            Missing(path, count, self._reasons.get(path, reason)) for path, count in sorted(by_path.items())
+        )
+
+    # -- going on -----------------------------------------------------------------------------------------
+
+    def _unsteady(self) -> bool:
+        return any(WorkerUnavailableError.__name__ in reason for reason in self._reasons.values())
+
+    def _worth_repeating(self, attempt: int) -> bool:
+        # What the store refuses, it refuses again; one repetition shows that an owner did not merely change.
+        return attempt == 0 or self._unsteady()
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled("the load was deleted while it ran", where=self._dataset)
+
+
+def targets_from_wire(spec: Mapping[str, Any]) -> list[Target]:
+    """The targets in an operation's spec."""
+    return [Target(target["path"], target["replicas"]) for target in spec["target"]]

@@ -1,0 +1,340 @@
+"""Makes the cluster be as it should: a worker on every node, every dataset on its holders, all of it published.
+
+One thread looks at the cluster twice a second, or as soon as something is wanted, and takes whatever step is
+due. It never waits for a single node. Nothing here is remembered over a restart but what is in the GCS.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import ray
+
+from raycache.actors import assignment, cluster_state
+from raycache.actors import kv as keys
+from raycache.actors.answers import unwrap
+from raycache.actors.assignment import Node
+from raycache.actors.events import Events
+from raycache.actors.kv import Kv, get_json, put_json
+from raycache.actors.reservation import Reservations
+from raycache.actors.seat import Seat
+from raycache.errors import RaycacheError, SpecError, WorkerUnavailableError
+from raycache.membership import Membership, Worker
+from raycache.spec import ResolvedDataset, humanize_size
+
+log = logging.getLogger(__name__)
+
+PERIOD_S = 0.5
+"""Seconds between looks at the cluster. With very many nodes it grows, so that there are about
+`PINGS_PER_S` pings."""
+
+PINGS_PER_S = 1000
+
+RETURN_S = 15.0
+"""Seconds for which a dead worker's share waits for Ray to restart it, before others take it over."""
+
+
+class Reconciler:
+    """See above. Its methods may be called from any thread.
+
+    Args:
+        kv: the cluster's key-value store; what an earlier reconciler left there is gone on with.
+        events: gets what happens to datasets.
+    """
+
+    def __init__(self, kv: Kv, events: Events) -> None:
+        self._kv = kv
+        self._events = events
+        self._changed = threading.Condition()
+        self._wake = threading.Event()
+        self._stopped = False
+        self._seats: dict[str, Seat] = {}
+        self._wanted: dict[str, ResolvedDataset] | None = (
+            None  # None: not told yet, so nothing may be detached
+        )
+        self._forgotten: set[str] = set()
+        self._refused: dict[tuple[str, str], str] = {}
+        self._settled: dict[str, int] = {}
+        state = get_json(kv, keys.STATE)
+        self._published: dict[str, ResolvedDataset] = {}
+        self._membership = Membership.from_wire(get_json(kv, keys.LAST) or Membership().to_wire())
+        if state is not None:
+            former = cluster_state.from_wire(state, "")
+            self._membership, self._published = former.membership, dict(former.datasets)
+        self._last_ids: dict[str, str] = get_json(kv, keys.SEATS) or {}
+        self._reservations = Reservations()
+        self._ticks = 0
+        self._thread = threading.Thread(target=self._run, name="raycache-reconciler", daemon=True)
+
+    # -- for the coordinator ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin. Call `want` first, so that nothing is detached that should stay."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking. Workers go on."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(30)
+
+    @property
+    def membership(self) -> Membership:
+        """The membership as published."""
+        return self._membership
+
+    def want(self, datasets: Mapping[str, ResolvedDataset]) -> None:
+        """Make these the datasets of the cluster."""
+        with self._changed:
+            self._forgotten |= set(self._wanted or ()) - set(datasets)
+            self._forgotten -= set(datasets)
+            self._wanted = dict(datasets)
+            self._settled = {}
+        self._wake.set()
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until something is so; looked at after every look at the cluster. False if it never was."""
+        with self._changed:
+            return self._changed.wait_for(condition, timeout_s)
+
+    def settled(self, datasets: Mapping[str, ResolvedDataset]) -> bool:
+        """Whether every holder of these has them, in this generation, or has said why not, and it is published."""
+        return all(self._settled.get(name) == dataset.generation for name, dataset in datasets.items())
+
+    def staffed(self) -> bool:
+        """Whether every node has a worker, or a reason why it has none."""
+        return self._ticks > 0 and all(seat.report or seat.trouble for seat in self.seats())
+
+    def released(self, name: str) -> bool:
+        """Whether no worker holds a dataset any more."""
+        return not any(name in seat.generations for seat in self.seats())
+
+    def seats(self) -> list[Seat]:
+        """All nodes' places, sorted by node id."""
+        return [seat for _, seat in sorted(self._seats.items())]
+
+    def problems(self, dataset: str) -> dict[str, str]:
+        """Why nodes that should hold a dataset do not, by node id."""
+        found = {node: why for (name, node), why in self._refused.items() if name == dataset}
+        for seat in self.seats():
+            failure = seat.failures.get(dataset)
+            if failure is not None:
+                error = failure["error"]
+                found[seat.node.id] = (
+                    f"{error['where']}: {error['what']}" if error["where"] else error["what"]
+                )
+        return found
+
+    def holders(self, dataset: str) -> list[Seat]:
+        """Places whose worker holds a dataset."""
+        return [seat for seat in self.seats() if dataset in seat.generations]
+
+    def check(self, dataset: ResolvedDataset, timeout_s: float = 20.0) -> None:
+        """Ask the nodes that would hold a dataset whether they can.
+
+        Raises:
+            SpecError: a quota is larger than what a node has; says which.
+        """
+        nodes = {node.id for node in assignment.eligible(dataset, [seat.node for seat in self.seats()])}
+        asked = [seat for seat in self.seats() if seat.node.id in nodes and seat.actor and seat.report]
+        answers = self._ask_all(asked, lambda seat: seat.actor.check.remote(dataset.wire()), timeout_s)
+        for answer in answers.values():
+            if isinstance(answer, SpecError):
+                raise answer
+
+    def ask_workers(self, method: str, *args: Any, timeout_s: float = 3.0) -> dict[str, Any]:
+        """The answer of every worker that answers to a method in time, by node id; errors as values."""
+        asked = [seat for seat in self.seats() if seat.actor and seat.report]
+        return self._ask_all(asked, lambda seat: getattr(seat.actor, method).remote(*args), timeout_s)
+
+    # -- the loop -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopped:
+            try:
+                busy = self._tick()
+            except Exception:
+                # The thread has nobody above it, and the cluster must be looked after whatever happened.
+                log.exception("looking at the cluster")
+                busy = False
+            with self._changed:
+                self._ticks += 1
+                self._changed.notify_all()
+            period = max(PERIOD_S, len(self._seats) / PINGS_PER_S)
+            self._wake.wait(0.02 if busy else period)
+            self._wake.clear()
+
+    def _tick(self) -> bool:
+        """One look. Returns whether another should follow at once."""
+        now = time.monotonic()
+        self._find_nodes(now)
+        for seat in self.seats():
+            seat.ask(self._membership.epoch, now)
+        refs = [ref for seat in self.seats() for ref in seat.pending]
+        if refs:
+            ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.3)
+            now = time.monotonic()
+            for seat in self.seats():
+                seat.hear(set(ready), now)
+        with self._changed:
+            wanted = self._wanted
+        if wanted is None:
+            return False
+        plan, undecided = self._plan(wanted, now)
+        self._tell(plan, now)
+        changed = self._publish(wanted, now)
+        self._note_settled(wanted, plan, undecided)
+        return changed or bool(undecided) or any(seat.syncing for seat in self.seats())
+
+    def _find_nodes(self, now: float) -> None:
+        alive = {row["NodeID"]: row for row in ray.nodes() if row["Alive"]}
+        for node_id in [node_id for node_id in self._seats if node_id not in alive]:
+            log.warning("node %s is gone", node_id)
+            self._seats.pop(node_id).dismiss()
+        for node_id, row in alive.items():
+            if node_id not in self._seats:
+                node = Node(
+                    node_id,
+                    row["NodeManagerAddress"],
+                    row.get("Labels") or {},
+                    int(row["Resources"].get("memory", 0)),
+                )
+                self._seats[node_id] = Seat(node, now)
+
+    def _plan(
+        self, wanted: Mapping[str, ResolvedDataset], now: float
+    ) -> tuple[dict[str, dict[str, ResolvedDataset]], set[str]]:
+        """What each node's worker should hold, and the datasets for which that is not all known yet."""
+        plan: dict[str, dict[str, ResolvedDataset]] = {node_id: {} for node_id in self._seats}
+        undecided: set[str] = set()
+        keep = set()
+        for name, dataset in wanted.items():
+            refused = {node for (refused, node) in self._refused if refused == name}
+            holding = {seat.node.id for seat in self.holders(name)}
+            nodes = [seat.node for seat in self.seats()]
+            usable = [node for node in nodes if node.id not in refused]
+            chosen = assignment.holders(dataset, usable, holding)
+            for node_id in [*chosen, *sorted(refused & self._seats.keys())]:
+                seat = self._seats[node_id]
+                if seat.report is None:
+                    if seat.silent_since is None:
+                        undecided.add(name)
+                    keep.add((name, node_id))
+                    continue
+                memory = _memory_quota(dataset, seat.report["memory"])
+                keep.add((name, node_id))
+                verdict = self._reservations.reserve(name, node_id, memory, now)
+                if verdict == "reserved":
+                    if node_id in chosen:
+                        plan[node_id][name] = dataset
+                    self._refused.pop((name, node_id), None)
+                elif name in seat.synced:  # it changed its size: the old one stands until this is decided
+                    plan[node_id][name] = seat.synced[name]
+                if verdict == "pending":
+                    undecided.add(name)
+                elif verdict == "refused" and (name, node_id) not in self._refused:
+                    why = f"Ray has no {humanize_size(memory)} of memory to reserve there"
+                    self._refused[name, node_id] = why
+                    self._events.add(
+                        "Dataset", name, "NotPlaced", f"node {node_id[:12]}: {why}", type="Warning"
+                    )
+                    undecided.add(name)
+        for key in [key for key in self._refused if key[0] not in wanted or key[1] not in self._seats]:
+            del self._refused[key]
+        self._reservations.retain(keep)
+        return plan, undecided
+
+    def _tell(self, plan: Mapping[str, Mapping[str, ResolvedDataset]], now: float) -> None:
+        # One at a time per machine, in order: after a restart each finds the directories it had before.
+        busy = {seat.host_id for seat in self.seats() if seat.syncing}
+        for seat in self.seats():
+            if seat.report is not None and seat.host_id not in busy and seat.behind(plan[seat.node.id], now):
+                seat.tell(plan[seat.node.id], now)
+                busy.add(seat.host_id)
+
+    def _publish(self, wanted: Mapping[str, ResolvedDataset], now: float) -> bool:
+        reporting: dict[str, Worker] = {}
+        returning = set()
+        for seat in self.seats():
+            worker = seat.worker
+            if worker is None and not seat.decided:
+                # Nothing is known of it yet: what was published stands.
+                worker = self._membership.worker(self._last_ids.get(seat.node.id, ""))
+            if worker is not None:
+                reporting[seat.node.id] = worker
+            elif now - (seat.since if seat.silent_since is None else seat.silent_since) < RETURN_S:
+                returning.add(seat.node.id)
+        membership, last_ids = assignment.next_membership(
+            self._membership, self._last_ids, reporting, returning, self._forgotten
+        )
+        datasets = dict(wanted)
+        if membership is self._membership and datasets == self._published:
+            return False
+        if membership is self._membership:
+            membership = replace(membership, epoch=membership.epoch + 1)
+        put_json(self._kv, keys.SEATS, last_ids)
+        cluster_state.publish(self._kv, membership, datasets)
+        for worker in membership.workers:
+            if self._membership.worker(worker.id) is None:
+                log.warning("epoch %d: worker %s at %s", membership.epoch, worker.id, worker.address)
+        self._membership, self._last_ids, self._published = membership, last_ids, datasets
+        return True
+
+    def _note_settled(
+        self,
+        wanted: Mapping[str, ResolvedDataset],
+        plan: Mapping[str, Mapping[str, ResolvedDataset]],
+        undecided: set[str],
+    ) -> None:
+        settled = {}
+        for name, dataset in wanted.items():
+            done = name not in undecided
+            for seat in self.seats():
+                if name in plan[seat.node.id] and seat.report is not None:
+                    there = seat.generations.get(name) == dataset.generation
+                    failed = seat.failures.get(name, {}).get("generation") == dataset.generation
+                    worker = self._membership.worker(seat.report["worker"]["id"])
+                    known = worker is not None and (failed or name in worker.stores)
+                    done = done and (there or failed) and known
+            if done:
+                settled[name] = dataset.generation
+        with self._changed:
+            if self._wanted == wanted:
+                self._settled = settled
+
+    def _ask_all(self, seats: list[Seat], call: Callable[[Seat], Any], timeout_s: float) -> dict[str, Any]:
+        refs = {}
+        for seat in seats:
+            actor = seat.actor
+            if actor is not None:
+                refs[call(seat)] = seat
+        if not refs:
+            return {}
+        ready, late = ray.wait(list(refs), num_returns=len(refs), timeout=timeout_s)
+        answers: dict[str, Any] = {}
+        for ref in ready:
+            try:
+                answers[refs[ref].node.id] = unwrap(ray.get(ref))
+            except RaycacheError as error:
+                answers[refs[ref].node.id] = error
+            except ray.exceptions.RayError as error:
+                log.info("worker of node %s: %s", refs[ref].node.id, error)
+        for ref in late:
+            node_id = refs[ref].node.id
+            answers[node_id] = WorkerUnavailableError("the worker does not answer", where=node_id)
+        return answers
+
+
+def _memory_quota(dataset: ResolvedDataset, node_memory: int) -> int:
+    """Bytes of a dataset's memory tiers on a node with so much memory."""
+    return sum(
+        tier.quota if tier.quota is not None else int(node_memory * (tier.quota_ratio or 0.0))
+        for tier in dataset.tiers
+        if tier.medium == "MEM"
+    )

@@ -1,0 +1,168 @@
+"""One node's place in the cache, as the reconciler sees it: the worker's actor and what it last said."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, RayError
+
+from raycache.actors.answers import unwrap
+from raycache.actors.assignment import Node
+from raycache.actors.worker import start_worker
+from raycache.errors import RaycacheError
+from raycache.membership import Worker
+from raycache.spec import ResolvedDataset
+
+log = logging.getLogger(__name__)
+
+SILENCE_S = 3.0
+"""Seconds without an answer after which a worker counts as gone. One that died is known to be at once."""
+
+RECREATE_S = 2.0
+"""Seconds between attempts to start a worker that cannot start."""
+
+RETRY_S = 10.0
+"""Seconds after which a dataset that a worker could not attach is tried there again."""
+
+
+@dataclass
+class Seat:
+    """See above.
+
+    Args:
+        node: the node.
+        since: when it was found, monotonic seconds.
+        actor: handle of its worker; None while it cannot be started.
+        report: what the worker last said (`NodeWorker.ping`); None while it does not answer.
+        silent_since: since when it does not answer; None while it does.
+        decided: whether it has answered, or failed to, at least once.
+        trouble: why there is no worker, for a person to read.
+        synced: the datasets it was last told to hold.
+    """
+
+    node: Node
+    since: float
+    actor: Any = None
+    report: dict[str, Any] | None = None
+    silent_since: float | None = None
+    decided: bool = False
+    trouble: str = ""
+    synced: dict[str, ResolvedDataset] = field(default_factory=dict)
+    _ping: Any = None
+    _pinged: float = 0.0
+    _sync: Any = None
+    _synced_at: float = float("-inf")
+    _started_at: float = float("-inf")
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker as a member; None while it does not answer."""
+        return None if self.report is None else Worker.from_wire(self.report["worker"])
+
+    @property
+    def host_id(self) -> str:
+        """Machine of the worker; the node's own id while that is unknown."""
+        return self.report["worker"]["host_id"] if self.report else self.node.id
+
+    @property
+    def generations(self) -> dict[str, int]:
+        """Generation of each dataset that the worker holds."""
+        return dict(self.report["generations"]) if self.report else {}
+
+    @property
+    def failures(self) -> dict[str, dict[str, Any]]:
+        """Datasets that it was told to hold and could not: generation and error."""
+        return dict(self.report["failures"]) if self.report else {}
+
+    @property
+    def syncing(self) -> bool:
+        """Whether it is busy with what it was last told."""
+        return self._sync is not None
+
+    @property
+    def pending(self) -> list[Any]:
+        """References of the answers that are awaited."""
+        return [ref for ref in (self._ping, self._sync) if ref is not None]
+
+    def ask(self, epoch: int, now: float) -> None:
+        """Start the worker if there is none, and ask how it is, unless an answer is still awaited."""
+        if self.actor is None:
+            if now - self._started_at < RECREATE_S:
+                return
+            self._started_at = now
+            self.actor = start_worker(self.node.id)
+        if self._ping is None:
+            self._ping, self._pinged = self.actor.ping.remote(epoch), now
+
+    def hear(self, ready: set[Any], now: float) -> None:
+        """Take the answers among `ready`."""
+        if self._ping in ready:
+            ref, self._ping = self._ping, None
+            self._take(ref, now)
+        elif self._ping is not None and now - self._pinged > SILENCE_S and self.silent_since is None:
+            self._lost(f"it has not answered for {SILENCE_S:g} s", self._pinged)
+        if self._sync in ready:
+            ref, self._sync = self._sync, None
+            self._take(ref, now)
+
+    def behind(self, wanted: Mapping[str, ResolvedDataset], now: float) -> bool:
+        """Whether the worker must be told to hold other datasets than it does."""
+        generations = {name: dataset.generation for name, dataset in wanted.items()}
+        failed = {name: failure["generation"] for name, failure in self.failures.items()}
+        if {**failed, **self.generations} != generations:
+            return True
+        return bool(failed) and now - self._synced_at > RETRY_S
+
+    def tell(self, wanted: Mapping[str, ResolvedDataset], now: float) -> None:
+        """Tell the worker which datasets to hold."""
+        self.synced = dict(wanted)
+        self._synced_at = now
+        self._sync = self.actor.sync.remote({name: dataset.wire() for name, dataset in wanted.items()})
+
+    def dismiss(self) -> None:
+        """End the worker for good."""
+        actor, self.actor = self.actor, None
+        if actor is not None:
+            try:
+                ray.kill(actor, no_restart=True)
+            except (RayError, ValueError) as error:
+                log.info("worker of node %s not killed: %s", self.node.id, error)
+
+    def _take(self, ref: Any, now: float) -> None:
+        try:
+            self.report = unwrap(ray.get(ref))
+        except ActorDiedError as error:
+            # Ray will not restart it: it could not start at all.
+            self._lost(why_died(str(error)), now)
+            self.dismiss()
+        except (RayError, RaycacheError) as error:
+            self._lost(first_line(str(error)), now)
+        else:
+            self.silent_since = None
+            self.trouble = ""
+            self.decided = True
+
+    def _lost(self, trouble: str, since: float) -> None:
+        self.report = None
+        self.decided = True
+        self.trouble = trouble
+        if self.silent_since is None:
+            self.silent_since = since
+            log.warning("worker of node %s: %s", self.node.id, trouble)
+
+
+def why_died(text: str) -> str:
+    """What a person should hear of an actor that could not start."""
+    if "No module named 'raycache'" in text or "failed to import" in text:
+        return "the package raycache is not installed there; install it on every node, with the same version"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"the worker could not start: {lines[-1][:300] if lines else 'no reason given'}"
+
+
+def first_line(text: str) -> str:
+    """The first line of a longer message."""
+    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), "unknown error")

@@ -1,0 +1,464 @@
+"""What the fronts and the users of the package stand on: clients, control, start and stop.
+
+Nothing here imports Ray before it is needed, and a client with an address, or an embedded one, never does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from raycache.actors import cluster_state, host, joining, local_cluster, volumes
+from raycache.actors.catalog import document_to_wire
+from raycache.actors.kv import GcsKv, Kv, RayKv
+from raycache.blocks import clean_path
+from raycache.client import Client, ClusterState
+from raycache.engine import Engine, Peers
+from raycache.errors import (
+    ClusterUnavailableError,
+    RaycacheError,
+    SpecError,
+    WorkerUnavailableError,
+)
+from raycache.flight import PeerPool
+from raycache.membership import Membership
+from raycache.metrics import Metrics
+from raycache.settings import Settings
+from raycache.spec import (
+    CacheRuntime,
+    Dataset,
+    Document,
+    ResolvedDataset,
+    Secret,
+    TierSpec,
+    resolve,
+    runtime_for,
+)
+
+if TYPE_CHECKING:
+    from raycache.spec import Resource
+
+Replicas = int | Literal["all"]
+
+STATE_TIMEOUT_S = 10.0
+"""Longest wait for a worker to say what the cluster looks like."""
+
+EMBEDDED = "embedded:"
+"""Prefix of an address that names a spec file instead of a cluster."""
+
+_clients: dict[tuple[Any, ...], Client] = {}
+_lock = threading.Lock()
+
+
+# -- reading ----------------------------------------------------------------------------------------------
+
+
+def connect(address: str | None = None, token: str | None = None) -> Client:
+    """A client of the cache. The same arguments give the same client, within one process.
+
+    Args:
+        address: `host:port` of one or more workers, separated by commas, for a process outside the Ray cluster;
+            `embedded:FILE` for the datasets of a spec file, cached in this process alone. Default:
+            `RAYCACHE_ADDRESS`, else the Ray cluster that this process is part of, else the one that
+            `RAY_ADDRESS` (or the machine's last `ray start`) names.
+        token: of the workers at `address`. Default: `RAYCACHE_TOKEN`.
+
+    Raises:
+        ClusterUnavailableError: no cluster, or no raycache on it.
+        AccessDeniedError: the token is wrong.
+        SpecError, NotFoundError: the spec file cannot be used.
+    """
+    settings = Settings.from_environ()
+    address = address or settings.address
+    token = settings.token if token is None else token
+    if address:
+        key: tuple[Any, ...] = (os.getpid(), address, token)
+        return _cached(key, lambda: _connect_to(address, token))
+    found = joining.find_address()
+    if found is None:
+        raise ClusterUnavailableError(
+            "no Ray cluster was found, and no address of raycache is set",
+            hint="run `raycache start`, call ray.init(), or set RAY_ADDRESS or RAYCACHE_ADDRESS",
+        )
+    joined = _is_in_ray()
+    return _cached((os.getpid(), found, joined), lambda: _connect_in_ray(found, joined))
+
+
+def disconnect() -> None:
+    """Close the clients that `connect` made in this process. Files opened through them cannot be read further."""
+    with _lock:
+        mine = [key for key in _clients if key[0] == os.getpid()]
+        clients = [_clients.pop(key) for key in mine]
+    for client in clients:
+        client.close()
+
+
+@contextlib.contextmanager
+def local_path(url: str) -> Iterator[str]:
+    """A path of a complete local file with an object's bytes, fetched if need be.
+
+    The file stays as long as the context, and must not be written.
+
+    Args:
+        url: `raycache://dataset/path`.
+
+    Raises:
+        As `connect` and `Client.local_path`.
+    """
+    dataset, path = _split(url)
+    with connect().local_path(dataset, path) as local:
+        yield local
+
+
+def embedded(datasets: Sequence[ResolvedDataset], cache_dir: str = "", quota: int | None = None) -> Client:
+    """A client with a cache of its own, in this process: no cluster, no Ray.
+
+    Args:
+        datasets: what can be read.
+        cache_dir: directory for what is cached, kept for the next time. Default: `RAYCACHE_CACHE_DIR`; without
+            that, the tiers of the datasets themselves.
+        quota: bytes that each dataset may use in `cache_dir`. Default: half of what is free there.
+
+    Raises:
+        SpecError, AccessDeniedError, CacheFullError, StoreBusyError: the cache cannot be opened.
+    """
+    cache_dir = cache_dir or Settings.from_environ().cache_dir
+    metrics = Metrics()
+    engine = _EmbeddedEngine(Peers(PeerPool(), Membership()), metrics)
+    try:
+        for dataset in datasets:
+            if cache_dir:
+                os.makedirs(cache_dir, mode=0o700, exist_ok=True)
+                free = shutil.disk_usage(cache_dir).free // 2
+                tier = TierSpec(medium="SSD", path=os.path.abspath(cache_dir), quota=quota or free)
+                dataset = dataset.model_copy(update={"tiers": [tier]})
+            volume = volumes.LocalVolume(dataset, metrics)
+            engine.volumes_here.append(volume)
+            engine.attach(dataset, volume.store)
+    except BaseException:
+        engine.close()
+        raise
+    state = ClusterState(Membership(), {dataset.name: dataset for dataset in datasets})
+    return Client(state, engine=engine)
+
+
+class _EmbeddedEngine(Engine):
+    """An engine that gives its directories up when it is closed."""
+
+    def __init__(self, peers: Peers, metrics: Metrics) -> None:
+        super().__init__(peers, metrics)
+        self.volumes_here: list[volumes.LocalVolume] = []
+
+    def close(self) -> None:
+        super().close()
+        for volume in self.volumes_here:
+            volume.close("memory")
+        self.volumes_here.clear()
+
+
+def _split(url: str) -> tuple[str, str]:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("raycache", "fsspec+raycache"):
+        raise SpecError("not a URL of raycache", where=url, hint="write raycache://dataset/path")
+    dataset, _, path = clean_path(rest).partition("/")
+    return dataset, path
+
+
+def _cached(key: tuple[Any, ...], make: Any) -> Client:
+    with _lock:
+        client = _clients.get(key)
+        if client is None:
+            client = _clients[key] = make()
+        return client
+
+
+def _unlock_in_child() -> None:
+    # A child that was forked while another thread held the lock would wait for ever. The parent's clients stay
+    # in the table, under its process id: closing them here would close what the parent uses.
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)
+
+
+def _connect_to(address: str, token: str) -> Client:
+    if address.startswith(EMBEDDED):
+        return embedded(_resolved_file(address.removeprefix(EMBEDDED)))
+    seeds = [part.strip() for part in address.split(",") if part.strip()]
+    asker = _StateOverFlight(seeds, token)
+    try:
+        state = asker(-1)
+    except BaseException:
+        asker.close()
+        raise
+    assert state is not None  # no cluster's epoch is -1
+    return Client(state, refresh=asker, host_id=host.host_id())
+
+
+class _StateOverFlight:
+    """Asks workers for the cluster's state: those it knows, then those it was given at first."""
+
+    def __init__(self, seeds: Sequence[str], token: str) -> None:
+        self._seeds = list(seeds)
+        self._known: list[str] = []
+        self._token = token
+        self._pool = PeerPool(token)
+
+    def __call__(self, known_epoch: int) -> ClusterState | None:
+        failure: RaycacheError | None = None
+        for address in dict.fromkeys([*self._known, *self._seeds]):
+            if known_epoch >= 0 and self._pool.is_down(address):
+                continue
+            try:
+                answer = self._pool.get(address).call("state", {"known_epoch": known_epoch}, STATE_TIMEOUT_S)
+            except WorkerUnavailableError as error:
+                self._pool.mark_down(address)
+                failure = error
+                continue
+            self._pool.mark_up(address)
+            if "membership" not in answer:
+                return None
+            state = cluster_state.from_wire(answer, self._token)
+            self._known = [worker.address for worker in state.membership.workers]
+            return state
+        raise ClusterUnavailableError(
+            "no worker of the cluster answers",
+            where=",".join(self._seeds),
+            hint="is raycache running there, and the port reachable?",
+        ) from failure
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def _is_in_ray() -> bool:
+    import ray
+
+    return bool(ray.is_initialized())
+
+
+def _connect_in_ray(address: str, joined: bool) -> Client:
+    kv: Kv = RayKv() if joined else GcsKv(address)
+    node_id = ""
+    if joined:
+        import ray
+
+        node_id = ray.get_runtime_context().get_node_id()
+    return Client(
+        cluster_state.read(kv),
+        refresh=lambda known_epoch: cluster_state.read_if_newer(kv, known_epoch),
+        node_id=node_id,
+        host_id=host.host_id(),
+    )
+
+
+def _resolved_file(path: str) -> list[ResolvedDataset]:
+    """The datasets of a spec file. Raises SpecError and NotFoundError."""
+    from raycache.spec import load_files
+
+    documents = load_files([path])
+    models: list[Resource] = [document.model for document in documents]
+    runtimes = {model.name: model for model in models if isinstance(model, CacheRuntime)}
+    secrets = {model.name: model for model in models if isinstance(model, Secret)}
+    tiers = [TierSpec(medium="SSD", path=os.path.expanduser("~/.cache/raycache"), quota_ratio=0.1)]
+    return [
+        resolve(model, runtime_for(model, runtimes), secrets, tiers)
+        for model in models
+        if isinstance(model, Dataset)
+    ]
+
+
+# -- control ----------------------------------------------------------------------------------------------
+
+
+class Admin:
+    """Control of the raycache of a Ray cluster. Every method raises only `RaycacheError` and what derives from it.
+
+    Args:
+        ray_address: `host:port` of the cluster; None finds it as `connect` does. This process joins it.
+
+    Raises:
+        ClusterUnavailableError: no Ray cluster, or no raycache on it.
+    """
+
+    def __init__(self, ray_address: str | None = None) -> None:
+        joining.join(ray_address)
+        from raycache.actors.control import Control
+
+        self._control = Control()
+        self._control.call("status")
+
+    def apply(self, documents: Sequence[Document] | str) -> list[dict[str, Any]]:
+        """Make documents (or YAML text) so: all of them, or, if one cannot be, none.
+
+        Returns when the workers hold what is new. For each document: `kind`, `name`, `action` (`created`,
+        `configured` or `unchanged`) and `warnings`.
+
+        Raises:
+            SpecError: a document cannot be accepted, or a quota is larger than what a node has.
+            BucketNotFoundError, AccessDeniedError, UnderStoreError: a mount cannot be read.
+        """
+        if isinstance(documents, str):
+            from raycache.spec import load_documents
+
+            documents = load_documents(documents)
+        wires = [document_to_wire(document) for document in documents]
+        return list(self._control.call("apply", wires))
+
+    def get(self, kind: str, name: str | None = None) -> list[dict[str, Any]]:
+        """Rows of a kind (`datasets`, `runtimes`, `loads`, `workers`, `secrets`), or of one object.
+
+        Raises:
+            NotFoundError: there is no object of that name.
+            SpecError: there is no such kind.
+        """
+        return list(self._control.call("get", _kind(kind), name))
+
+    def describe(self, kind: str, name: str) -> dict[str, Any]:
+        """Spec (secrets masked), status, workers and events of one object. Raises as `get` does."""
+        return dict(self._control.call("describe", _kind(kind), name))
+
+    def delete(self, kind: str, name: str) -> None:
+        """Delete an object; of a dataset, what is cached of it too. The object store keeps what it holds.
+
+        Raises:
+            NotFoundError: there is none.
+            SpecError: a dataset needs it.
+        """
+        self._control.call("delete", _kind(kind, deletable=True), name)
+
+    def load(
+        self,
+        dataset: str,
+        paths: Sequence[str] = ("/",),
+        replicas: Replicas = 1,
+        name: str | None = None,
+        metadata: bool = True,
+    ) -> str:
+        """Start to fetch paths of a dataset. Returns the load's name, for `load_status`.
+
+        Args:
+            dataset: its name.
+            paths: files and directories in it.
+            replicas: on how many nodes a copy should be, or `all`.
+            name: of the load; default: made from the dataset's.
+            metadata: list the object store afresh first.
+
+        Raises:
+            DatasetNotFoundError, PathError, SpecError.
+        """
+        if replicas != "all" and (not isinstance(replicas, int) or replicas < 1):
+            raise SpecError("replicas must be a number of at least 1, or 'all'", where=repr(replicas))
+        spec = {
+            "target": [{"path": "/" + clean_path(path), "replicas": replicas} for path in paths or ("/",)],
+            "loadMetadata": metadata,
+        }
+        name = name or f"{dataset}-{uuid.uuid4().hex[:5]}"
+        self._control.call("load", name, dataset, spec)
+        return name
+
+    def load_status(self, name: str) -> dict[str, Any]:
+        """The row of a load. Raises NotFoundError."""
+        return self.get("loads", name)[0]
+
+    def evict(self, dataset: str, path: str = "") -> int:
+        """Drop what is cached at and below a path, on all nodes; what is being read stays. Returns bytes freed.
+
+        Raises:
+            DatasetNotFoundError, PathError.
+        """
+        return int(self._control.call("evict", dataset, clean_path(path)))
+
+    def status(self) -> dict[str, Any]:
+        """How the cluster is: versions, epoch, coordinator, counts, problems by node."""
+        return dict(self._control.call("status"))
+
+
+_KINDS = {
+    "datasets": ("dataset", "ds"),
+    "runtimes": ("runtime", "cacheruntime", "cacheruntimes"),
+    "loads": ("load", "dataload", "dataloads"),
+    "secrets": ("secret",),
+    "workers": ("worker",),
+}
+
+
+def _kind(word: str, deletable: bool = False) -> str:
+    folded = word.lower()
+    for kind, others in _KINDS.items():
+        if folded == kind or folded in others:
+            if deletable and kind == "workers":
+                raise SpecError("a worker cannot be deleted", hint="`raycache stop` ends all of them")
+            return kind
+    raise SpecError(f"there is no kind {word!r}", hint="kinds are " + ", ".join(_KINDS))
+
+
+def start(
+    ray_address: str | None = None,
+    *,
+    tiers: Sequence[TierSpec] | None = None,
+    num_cpus: int | None = None,
+    timeout_s: float = 60.0,
+) -> dict[str, Any]:
+    """Start raycache on a Ray cluster; where there is none, on a local one that this starts.
+
+    Args:
+        ray_address: `host:port` of the cluster; None finds one as `connect` does.
+        tiers: for datasets whose runtime has none. Default: a tenth of memory and disk.
+        num_cpus: of the local cluster, if one is started.
+        timeout_s: longest wait for the nodes' workers.
+
+    Returns:
+        `ray_address`, whether a local cluster was started (`local`), numbers of `nodes` and `workers`, and
+        `problems` by node.
+
+    Raises:
+        ClusterUnavailableError: no cluster at `ray_address`, or no worker could start on it; says why.
+    """
+    local = False
+    if ray_address is None and joining.find_address() is None:
+        ray_address = local_cluster.start(num_cpus)["address"]
+        local = True
+    joined = joining.join(ray_address)
+    from raycache.actors import control
+
+    return {"ray_address": joined, "local": local, **control.start(tiers, timeout_s)}
+
+
+def stop(ray_address: str | None = None, purge: bool = False) -> dict[str, Any]:
+    """Stop raycache, and the local Ray cluster if `start` started it.
+
+    Memory is given back; what is on disks stays for the next start, unless `purge`.
+
+    Args:
+        ray_address: as for `start`.
+        purge: remove what is cached on disks, too.
+
+    Returns:
+        Number of `workers` that were stopped, and whether a `local` cluster was ended.
+
+    Raises:
+        ClusterUnavailableError: raycache does not run there.
+        OperationFailedError: something could not be cleaned up; says what.
+    """
+    running = local_cluster.running()
+    joined = joining.join(ray_address)
+    from raycache.actors import control
+
+    disconnect()
+    local = running is not None and running["address"] == joined
+    try:
+        result = control.stop(purge)
+    finally:
+        if local:
+            import ray
+
+            ray.shutdown()
+            local_cluster.stop()
+    return {"ray_address": joined, "local": local, **result}
