@@ -61,6 +61,10 @@ class Client:
         node_id: Ray node id of this process, to find the node's own worker; "" outside Ray.
         host_id: identity of this machine, for the same purpose outside Ray.
         engine: an engine in this process instead of a cluster (embedded); closed with the client.
+
+    Attributes:
+        metrics: counters of what it did.
+        closed: whether `close` has been called.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Client:
         engine: Engine | None = None,
     ) -> None:
         self.metrics = engine.metrics if engine is not None else Metrics()
+        self.closed = False
         self._refresh = refresh
         self._node_id = node_id
         self._host_id = host_id
@@ -247,6 +252,7 @@ class Client:
     def close(self) -> None:
         """Close connections and, when embedded, the engine."""
         with self._lock:
+            self.closed = True
             sources, self._sources = list(self._sources.values()), {}
         for source in sources:
             source.close()

@@ -68,9 +68,9 @@ class RaycacheFileSystem(ReadOnly, AbstractFileSystem):  # type: ignore[misc]  #
 
     @property
     def _client(self) -> Client:
-        """This process's client; a forked child gets one of its own."""
+        """This process's client; a forked child gets one of its own, and so does whoever disconnected meanwhile."""
         connected = self._connected
-        if connected is None or connected[0] != os.getpid():
+        if connected is None or connected[0] != os.getpid() or connected[1].closed:
             connected = self._connected = (os.getpid(), self._connect())
         return connected[1]
 

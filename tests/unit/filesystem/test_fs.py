@@ -129,6 +129,17 @@ def test_a_forked_child_connects_for_itself(
     cold.close()
 
 
+def test_connects_again_after_a_disconnect(
+    fs: RaycacheFileSystem, cache: Embedded, tmp_path: Path, bucket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fs.cat_file("ds/a") == DATA
+    cache.close()
+    with Embedded(tmp_path / "second", dataset_of("ds", {"": f"file://{bucket_dir}"})) as second:
+        monkeypatch.setattr(RaycacheFileSystem, "_connect", lambda self: second.client)
+        assert fs.cat_file("ds/a") == DATA
+        assert second.spies["ds"].bytes == SIZE
+
+
 # -- names --------------------------------------------------------------------------------------------------
 
 
