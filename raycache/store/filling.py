@@ -15,6 +15,7 @@ from raycache.errors import CacheFullError, IntegrityError
 from raycache.metrics import CORRUPT_BLOCKS, Metrics
 from raycache.store import files, index, opening
 from raycache.store.cached_object import CachedObject, Claim, Pin
+from raycache.store.receiving import Receiver
 from raycache.store.space import NoRoom, Space
 
 if TYPE_CHECKING:
@@ -188,6 +189,37 @@ class Filling:
             self._space.after_write(tier)
             return sums
         raise _full(cached)
+
+    def receive(self, blocks: range) -> Receiver | None:
+        """Begin to receive a run of blocks piece by piece.
+
+        Args:
+            blocks: the run; step 1, not empty.
+
+        Returns:
+            None where `write` has to deal with it: some of the blocks are present already, or there is no room
+            for them as things are.
+
+        Raises:
+            CacheFullError: the object has been purged.
+        """
+        cached = self._object
+        with cached.cond:
+            self._pin.touch(blocks)
+            if any(cached.states[block] == index.VERIFIED for block in blocks):
+                return None
+            claim = cached.claim(blocks, [0] * len(blocks))
+        if claim is None:
+            return None
+        try:
+            self._space.pay(cached, claim)
+        except NoRoom:
+            self._space.refund(cached, claim)
+            return None
+        except BaseException:
+            self._space.refund(cached, claim)
+            raise
+        return Receiver(self._space, cached, claim, blocks)
 
     def _checksums(self, blocks: range, view: memoryview, given: Sequence[int] | None) -> list[int]:
         where = f"{self.version.dataset}/{self.version.path}"

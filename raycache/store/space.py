@@ -160,7 +160,7 @@ class Space:
     def _release(self, tier: Tier, cached: CachedObject, want: int) -> int:
         """Demote, trim or drop a victim; bytes freed in `tier`, 0 if it is in use. `tier.evicting` held."""
         if tier.rank + 1 < len(self.tiers):
-            freed = self._move_down(cached, relocate=False)
+            freed = self._move_down(cached, tier, relocate=False)
             if freed is not None:
                 return freed
         try:
@@ -168,7 +168,7 @@ class Space:
         except OSError as error:
             _log.warning("%s: cannot punch a hole, dropping the whole file: %s", cached.data_path, error)
             freed = 0
-        return freed or self.drop(cached)
+        return freed or self.drop(cached, tier=tier)
 
     def drop(self, cached: CachedObject, *, tier: Tier | None = None) -> int:
         """Unlink an object that nobody uses; bytes freed, 0 if somebody does.
@@ -187,7 +187,9 @@ class Space:
     def _trim(self, cached: CachedObject, tier: Tier, want: int) -> int:
         """Punch some blocks out of an incomplete object that is much larger than what is wanted; bytes freed."""
         with cached.cond:
-            if cached.gone or cached.pins or cached.moving or cached.sealed or cached.cost < 2 * want:
+            if cached.gone or cached.pins or cached.moving or cached.tier is not tier:
+                return 0
+            if cached.sealed or cached.cost < 2 * want:
                 return 0
             try:
                 cached.open()
@@ -228,23 +230,19 @@ class Space:
     def relocate(self, cached: CachedObject, tier: Tier) -> bool:
         """Move an object that is being filled out of `tier`, which is full of things in use, to a lower one; True
         if it is worth trying the write again."""
-        return bool(self._move_down(cached, relocate=True)) or cached.tier is not tier
+        return bool(self._move_down(cached, tier, relocate=True)) or cached.tier is not tier
 
-    def _move_down(self, cached: CachedObject, *, relocate: bool) -> int | None:
-        """Move an object's files to the next tier; the bytes freed in its own, 0 if it is in use or wanted, None
-        if there is no room below.
+    def _move_down(self, cached: CachedObject, source: Tier, *, relocate: bool) -> int | None:
+        """Move an object's files from `source` to a lower tier; the bytes freed in `source`, 0 if the object is in
+        use, wanted, or not there any more, None if there is no room below.
 
         Readers are not disturbed while the bytes are copied: the lock is tried before (so as not to copy in vain)
         and taken only for the change of names. A fill that comes in the meantime cancels a demotion.
         """
         with cached.cond:
-            source = cached.tier
-            if relocate:
-                while cached.moving:
-                    cached.cond.wait()
-                if cached.tier is not source:
-                    return 0  # another writer has moved it
-            if cached.gone or cached.moving or source is None or (cached.pins and not relocate):
+            while relocate and cached.moving:
+                cached.cond.wait()
+            if cached.tier is not source or cached.gone or cached.moving or (cached.pins and not relocate):
                 return 0
             if source.rank + 1 >= len(self.tiers):
                 return None

@@ -1,0 +1,103 @@
+"""Bytes that go into the store as they arrive from the network, piece by piece.
+
+Against collecting a whole fetch first, each piece is checksummed and written while the processor's cache still
+holds it, and no large buffer is allocated (and faulted in) for every fetch. What is visible does not change:
+the blocks become present together, after their last byte and their checksums are written.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from crc32c import crc32c
+
+from raycache.errors import CacheFullError, IntegrityError
+from raycache.store import files
+from raycache.store.cached_object import CachedObject, Claim
+from raycache.store.space import Space
+
+
+class Receiver:
+    """A run of absent blocks that is being received. A context manager: what is not committed stays absent.
+
+    Not thread-safe. Made by `Filling.receive`.
+    """
+
+    def __init__(self, space: Space, cached: CachedObject, claim: Claim, blocks: range) -> None:
+        self._space = space
+        self._object = cached
+        self._claim: Claim | None = claim
+        self._blocks = blocks
+        self._extent = cached.version.extent_of(blocks)
+        self._at = 0
+        self._sums: list[int] = []
+        self._running = 0
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            self._space.refund(self._object, claim)
+
+    def restart(self) -> None:
+        """Begin anew: the fetch failed and is repeated from its first byte."""
+        self._at, self._sums, self._running = 0, [], 0
+
+    def feed(self, piece: memoryview) -> None:
+        """Take the next bytes.
+
+        Raises:
+            IntegrityError: more bytes than the run has.
+            CacheFullError: the device refuses them.
+        """
+        if self._at + len(piece) > self._extent.length:
+            raise IntegrityError("more bytes arrived than were due", where=self._object.version.path)
+        try:
+            files.pwrite_all(self._object.data_fd, piece, self._extent.offset + self._at)
+        except OSError as error:
+            raise CacheFullError(
+                f"the cache device cannot take more: {error.strerror or error}",
+                where=self._object.data_path,
+                hint="free space on that filesystem, or lower the tier's quota",
+            ) from error
+        size = self._object.version.block_size
+        while piece:
+            part = piece[: size - self._at % size]
+            self._running = crc32c(part, self._running)
+            self._at += len(part)
+            if self._at % size == 0 or self._at == self._extent.length:
+                self._sums.append(self._running)
+                self._running = 0
+            piece = piece[len(part) :]
+
+    def commit(self) -> list[int]:
+        """Make the blocks present; the CRC32C of each.
+
+        Raises:
+            IntegrityError: bytes are missing.
+            CacheFullError: the index cannot be written, or the object was purged.
+        """
+        if self._at != self._extent.length or self._claim is None:
+            raise IntegrityError(
+                f"{self._at} bytes arrived where {self._extent.length} were due",
+                where=self._object.version.path,
+            )
+        tier = self._object.tier
+        try:
+            with self._object.cond:
+                self._object.publish(self._claim, self._blocks.start, self._sums)
+        except OSError as error:
+            if isinstance(error, CacheFullError):
+                raise
+            raise CacheFullError(
+                f"the cache's index cannot be written: {error.strerror or error}",
+                where=self._object.index_path,
+            ) from error
+        self._claim = None
+        if tier is not None:
+            self._space.after_write(tier)
+        return self._sums
