@@ -12,7 +12,8 @@ import typer
 from raycache import __version__
 from raycache.cli import common
 from raycache.cli.describe import description
-from raycache.cli.output import Format, print_data, print_lines
+from raycache.cli.kinds import find_kind
+from raycache.cli.output import Format, print_data, print_lines, table
 from raycache.errors import SpecError
 
 if TYPE_CHECKING:
@@ -87,8 +88,12 @@ def stop(
 
 def status(ctx: typer.Context, output: Output = Format.TABLE, address: common.Address = None) -> None:
     """Show how the cache is doing: coordinator, workers, usage."""
-    result = common.backend(ctx).admin(common.address(ctx, address)).status()
-    _show("", result, output)
+    admin = common.backend(ctx).admin(common.address(ctx, address))
+    _show("", admin.status(), output)
+    if output in (Format.TABLE, Format.WIDE):
+        workers = find_kind("workers")
+        rows = admin.get(workers.plural)
+        print_lines(["", *table(rows, workers.columns, wide=output is Format.WIDE)] if rows else [])
 
 
 def _show(headline: str, result: dict[str, Any] | None, output: Format) -> None:

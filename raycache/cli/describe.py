@@ -30,13 +30,16 @@ _ACRONYMS = {
 }
 
 
-_VERBATIM = frozenset({"options", "labels", "annotations", "nodeSelector", "node_selector"})
+_VERBATIM = frozenset({"options", "labels", "annotations", "nodeSelector", "node_selector", "secret_options"})
 """Mappings whose keys are the user's own words."""
 
 
 def description(data: Mapping[str, Any], indent: str = "") -> list[str]:
-    """Lines that describe a thing."""
-    return list(_mapping(data, indent))
+    """Lines that describe a thing; its events come last, as they do with kubectl."""
+    ordered = {key: value for key, value in data.items() if key != "events"}
+    if "events" in data:
+        ordered["events"] = data["events"]
+    return list(_mapping(ordered, indent))
 
 
 def _mapping(data: Mapping[str, Any], indent: str, verbatim: bool = False) -> Iterator[str]:

@@ -46,7 +46,7 @@ def follow(
     display: Display,
     *,
     timeout_s: float | None = None,
-    hint: str = "what was cached stays; load it again to fetch the rest",
+    hint: str = "what was cached stays; load it again to fetch what is missing",
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
@@ -122,7 +122,7 @@ def _explain(name: str, row: Row, hint: str) -> None:
         say(
             f"  missing: … and {count - min(len(missing), SHOWN_MISSING)} more (`raycache describe dataload/{name}`)"
         )
-    say(f"  next: {hint}")
+    say(f"  next: {hint}" if missing else f"  next: `raycache describe dataload/{name}` shows its events")
 
 
 def _missing(item: object) -> str:
@@ -196,7 +196,7 @@ class LineDisplay:
 def _mean_speed(row: Row) -> float | None:
     started, finished = row.get("started"), row.get("finished")
     cached = row.get("bytes_cached") or 0
-    return cached / (finished - started) if started and finished and finished > started else None
+    return cached / (finished - started) if cached and started and finished and finished > started else None
 
 
 def _line(row: Row, speed: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,8 +16,8 @@ from raycache.cli.resources import report_applied
 from raycache.errors import ClusterUnavailableError, SpecError
 
 if TYPE_CHECKING:
-    from raycache.cli.backend import AdminLike, Backend
-    from raycache.spec import Document
+    from raycache.cli.backend import AdminLike, Backend, Replicas
+    from raycache.spec import DataLoad, Document
 
 
 def run(
@@ -81,14 +81,32 @@ def _connect_or_start(backend: Backend, address: str | None) -> AdminLike:
 
 
 def _wait_for_loads(admin: AdminLike, documents: list[Document], results: list[dict[str, Any]]) -> None:
-    """Wait until every DataLoad of the spec is complete; one that failed in an earlier run is done again."""
-    unchanged = {result["name"] for result in results if result["action"] == "unchanged"}
+    """Wait until everything that the spec's DataLoads name is cached.
+
+    One that ended well before this run says nothing about now: what it loaded may be evicted. It is loaded again, which
+    takes no time where it is still there; under other names, because other runs may be waiting for the same DataLoad.
+    """
+    hint = "run it again to fetch what is missing, or with --no-wait-loads to run the command all the same"
+    actions = {(result["kind"], result["name"]): result["action"] for result in results}
     for document in documents:
         if document.kind != "DataLoad":
             continue
-        if document.name in unchanged and admin.load_status(document.name)["phase"] == "Failed":
-            say(f"dataload/{document.name} failed in an earlier run; loading again")
-            admin.delete("loads", document.name)
-            admin.apply([document])
-        hint = "run it again to fetch the rest, or with --no-wait-loads to run the command all the same"
-        follow(admin, document.name, display_for(stream=sys.stderr), hint=hint)
+        names = [document.name]
+        unchanged = actions.get(("DataLoad", document.name)) == "unchanged"
+        if unchanged and admin.load_status(document.name)["phase"] == "Complete":
+            say(f"dataload/{document.name} was complete before; checking that it still is")
+            names = _load_again(admin, document)
+        for name in names:
+            follow(admin, name, display_for(stream=sys.stderr), hint=hint)
+
+
+def _load_again(admin: AdminLike, document: Document) -> list[str]:
+    """Start loads of what a DataLoad names; their names."""
+    spec = cast("DataLoad", document.model).spec
+    paths: dict[Replicas, list[str]] = {}
+    for target in spec.target:
+        paths.setdefault(target.replicas, []).append(target.path)
+    return [
+        admin.load(spec.dataset.name, some, replicas, metadata=spec.load_metadata)
+        for replicas, some in paths.items()
+    ]

@@ -82,7 +82,7 @@ class FakeAdmin:
         if name.startswith("no-"):
             raise DatasetNotFoundError(f"no dataset {name!r}")
 
-    def load(self, dataset: str, paths: list[str], replicas: Replicas) -> str:
+    def load(self, dataset: str, paths: list[str], replicas: Replicas, *, metadata: bool = True) -> str:
         self.calls.append(("load", dataset, paths, replicas))
         return "warm-up"
 
@@ -97,7 +97,7 @@ class FakeAdmin:
         return 3 << 20
 
     def status(self) -> dict[str, Any]:
-        return {"coordinator": "running", "workers": [{"id": "w1", "state": "up", "mem_used": 1 << 30}]}
+        return {"coordinator": "running", "workers": 1}
 
 
 class FakeBackend(Backend):

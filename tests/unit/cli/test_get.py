@@ -231,9 +231,12 @@ def test_describe_needs_a_name(backend: FakeBackend) -> None:
 
 
 def test_status(backend: FakeBackend) -> None:
-    assert invoke(backend, "status").stdout.splitlines() == [
-        "Coordinator:  running",
-        "Workers:",
-        "  ID   STATE   MEM USED",
-        "  w1   up      1.00GiB",
-    ]
+    lines = invoke(backend, "status").stdout.splitlines()
+    assert lines[:2] == ["Coordinator:  running", "Workers:      1"]
+    assert lines[2] == ""
+    assert lines[3].split()[:3] == ["NAME", "STATE", "NODE"]
+    assert lines[4].startswith("worker-1")
+    assert json.loads(invoke(backend, "status", "-o", "json").stdout) == {
+        "coordinator": "running",
+        "workers": 1,
+    }

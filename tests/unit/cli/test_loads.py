@@ -88,7 +88,7 @@ def test_a_failed_load_says_what_is_missing_and_why(backend: FakeBackend) -> Non
         "error: 1 of 3 files is not cached",
         "  where: dataload/warm-up, dataset/imagenet",
         "  missing: a/b.bin (3.00MiB): the cache is full",
-        "  next: what was cached stays; load it again to fetch the rest",
+        "  next: what was cached stays; load it again to fetch what is missing",
     ]
 
 
@@ -166,7 +166,7 @@ def test_lines_come_now_and_then() -> None:
 def test_an_empty_load_is_complete() -> None:
     stream = io.StringIO()
     LineDisplay(stream).update({**DONE, "bytes_total": 0, "bytes_cached": 0, "files_total": 0})
-    assert stream.getvalue() == "dataload/warm-up Complete: 0.00B of 0.00B (100.0%), 0.00B/s, 8.0s\n"
+    assert stream.getvalue() == "dataload/warm-up Complete: 0.00B of 0.00B (100.0%), 8.0s\n"
 
 
 class Terminal(io.StringIO):

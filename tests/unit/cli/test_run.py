@@ -83,13 +83,23 @@ def test_loads_need_not_be_waited_for(spec: str) -> None:
     assert backend.executed is not None
 
 
-def test_a_load_that_failed_in_an_earlier_run_is_done_again(spec: str) -> None:
+def test_a_load_that_was_complete_before_is_checked(spec: str) -> None:
     backend = FakeBackend()
     backend.fake.action = "unchanged"
-    backend.fake.loads = [FAILED, load_row(), DONE]
+    backend.fake.loads = [DONE, load_row(), DONE]
     result = invoke(backend, "run", "-f", spec, "--", "sh")
     assert result.exit_code == 0
-    assert backend.fake.calls[1:] == [("delete", "loads", "warm-up"), ("apply", ["warm-up"])]
+    assert backend.fake.calls[1:] == [("load", "imagenet", ["/"], 1)]
+    assert "checking that it still is" in result.stderr
+
+
+def test_a_load_that_another_run_started_is_only_waited_for(spec: str) -> None:
+    backend = FakeBackend()
+    backend.fake.action = "unchanged"
+    backend.fake.loads = [load_row(), load_row(), DONE]
+    assert invoke(backend, "run", "-f", spec, "--", "sh").exit_code == 0
+    assert len(backend.fake.calls) == 1
+    assert backend.executed is not None
 
 
 @pytest.mark.parametrize(
