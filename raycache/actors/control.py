@@ -54,7 +54,8 @@ class Control:
             try:
                 if self._actor is None:
                     self._actor = ray.get_actor(NAME, namespace=NAMESPACE)
-                return unwrap(ray.get(getattr(self._actor, method).remote(*args), timeout=timeout_s))
+                answer = ray.get(getattr(self._actor, method).remote(*args), timeout=timeout_s)
+                break
             except ValueError:
                 raise ClusterUnavailableError(
                     "raycache does not run on this Ray cluster", hint="start it with `raycache start`"
@@ -73,6 +74,8 @@ class Control:
                 raise ClusterUnavailableError(
                     f"the coordinator cannot be asked: {type(error).__name__}", where=method
                 ) from error
+        # Outside of the `try`: a SpecError is a ValueError, too.
+        return unwrap(answer)
 
 
 def start(tiers: Sequence[TierSpec] | None, timeout_s: float) -> dict[str, Any]:
