@@ -27,8 +27,9 @@ def touch_memory(size: int) -> None:
     later one; it must not fall into a measurement.
     """
     with mmap.mmap(-1, size) as memory:
-        for offset in range(0, size, 4096):
-            memory[offset] = 1
+        chunk = bytes(MiB)
+        for offset in range(0, size - MiB + 1, MiB):
+            memory[offset : offset + MiB] = chunk
 
 
 def seconds(work: Callable[[], Any]) -> float:

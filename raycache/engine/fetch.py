@@ -176,6 +176,15 @@ class Fetcher:
         self, volume: Volume, version: ObjectVersion, run: range, filling: Filling
     ) -> list[Fetched]:
         offset, length = version.extent_of(run)
+        try:
+            receiver = filling.receive(run)
+            if receiver is not None:
+                with receiver:
+                    volume.source.pour(version, offset, length, receiver)
+                    return [Fetched(crc) for crc in receiver.commit()]
+        except CacheFullError as error:
+            log.info("%s could not be received into the store: %s", version.path, error)
+        # No room, or not any more: somebody still waits for the bytes, so they are fetched into memory.
         data = memoryview(volume.source.read(version, offset, length)).cast("B")
         return self._keep(version, run, filling, data, None)
 

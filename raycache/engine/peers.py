@@ -19,6 +19,9 @@ log = logging.getLogger(__name__)
 REFRESH_INTERVAL_S = 1.0
 """At most one question for a newer membership in this time, however many calls fail."""
 
+REFRESH_PATIENCE_S = 2.0
+"""Longest wait for a question that another thread has asked."""
+
 STREAM_TIMEOUT_S = 120.0
 """Longest wait for one stream; its worker may itself be waiting for the object store."""
 
@@ -55,6 +58,7 @@ class Peers:
         self._clock = clock
         self._refreshed_at = clock()
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
 
     @property
     def membership(self) -> Membership:
@@ -73,19 +77,22 @@ class Peers:
             self.refresh()
 
     def refresh(self) -> None:
-        """Ask for a newer membership, at most once a second."""
-        now = self._clock()
-        with self._lock:
-            if self._refresh is None or now - self._refreshed_at < REFRESH_INTERVAL_S:
+        """Ask for a newer membership, at most once a second; if somebody is at it, wait for what they hear."""
+        # Without the wait, all but one of the threads that a lost worker fails would go on with what is old.
+        if self._refresh is None or not self._asking.acquire(timeout=REFRESH_PATIENCE_S):
+            return
+        try:
+            now = self._clock()
+            if now - self._refreshed_at < REFRESH_INTERVAL_S:
                 return
             self._refreshed_at = now
-        try:
             newer = self._refresh(self._membership.epoch)
+            if newer is not None:
+                self.update(newer)
         except RaycacheError as error:
             log.warning("membership not refreshed, going on with epoch %d: %s", self._membership.epoch, error)
-            return
-        if newer is not None:
-            self.update(newer)
+        finally:
+            self._asking.release()
 
     def owners(self, version: ObjectVersion, segment: int) -> list[Worker]:
         """Workers of a segment, its owner first; those that are down come last.

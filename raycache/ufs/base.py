@@ -39,6 +39,16 @@ class Listing:
     directories: list[str] = field(default_factory=list)
 
 
+class Sink(Protocol):
+    """Where the bytes of a read go as they arrive."""
+
+    def restart(self) -> None:
+        """The read is tried again from its first byte: forget what came before."""
+
+    def feed(self, piece: memoryview) -> None:
+        """Take the next bytes. May raise CacheFullError, which ends the read."""
+
+
 class UnderStore(Protocol):
     """A mount's object store. Thread-safe.
 
@@ -76,6 +86,9 @@ class UnderStore(Protocol):
             StaleObjectError: the store now holds another version, or none, at that key.
         """
 
+    def pour(self, key: str, offset: int, length: int, expected: ObjectInfo, sink: Sink) -> None:
+        """As `read`, but the bytes go to `sink` in pieces, as they arrive."""
+
     def check(self) -> None:
         """One cheap request that shows whether the mount can be read. Raises what is wrong, soon."""
 
@@ -105,3 +118,13 @@ def check_range(expected: ObjectInfo, offset: int, length: int, where: str) -> N
             f"bytes {offset}..{offset + length} do not lie inside an object of {expected.size} bytes",
             where=where,
         )
+
+
+class Whole:
+    """`UnderStore.pour` for a store that can vouch for a read only once it is over: all of it is one piece."""
+
+    def pour(self: UnderStore, key: str, offset: int, length: int, expected: ObjectInfo, sink: Sink) -> None:
+        """See `UnderStore.pour`."""
+        data = memoryview(self.read(key, offset, length, expected)).cast("B")
+        sink.restart()
+        sink.feed(data)

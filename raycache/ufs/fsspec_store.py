@@ -25,7 +25,7 @@ from raycache.errors import (
     UnderStoreError,
 )
 from raycache.metrics import STORE_BYTES, STORE_GETS, Metrics
-from raycache.ufs.base import Buffer, Listing, ObjectInfo, check_range, object_where, safe_uri
+from raycache.ufs.base import Buffer, Listing, ObjectInfo, Whole, check_range, object_where, safe_uri
 from raycache.ufs.retry import QUICK, Backoff, Failure, Retrier
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ _PERMANENT = (TypeError, AttributeError, NotImplementedError, ImportError, KeyEr
 _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
-class FsspecStore:
+class FsspecStore(Whole):
     """An `UnderStore` over an fsspec filesystem.
 
     Args:

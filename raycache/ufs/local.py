@@ -25,12 +25,12 @@ from raycache.errors import (
     UnderStoreError,
 )
 from raycache.metrics import STORE_BYTES, STORE_GETS, Metrics
-from raycache.ufs.base import Buffer, Listing, ObjectInfo, check_range, object_where
+from raycache.ufs.base import Buffer, Listing, ObjectInfo, Whole, check_range, object_where
 
 log = logging.getLogger(__name__)
 
 
-class LocalDirectory:
+class LocalDirectory(Whole):
     """An `UnderStore` over the files below one directory.
 
     Args:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import obstore
 
+from raycache.blocks import KiB
 from raycache.errors import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -24,18 +25,22 @@ from raycache.errors import (
     UnderStoreError,
 )
 from raycache.metrics import STORE_BYTES, STORE_GETS, Metrics
-from raycache.ufs.base import Buffer, Listing, ObjectInfo, check_range, object_where
+from raycache.ufs.base import Buffer, Listing, ObjectInfo, Sink, check_range, object_where
 from raycache.ufs.failures import CATCH, judge, judge_listing
 from raycache.ufs.retry import QUICK, Backoff, Retrier
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, ObjectMeta
+    from obstore import GetOptions, GetResult, ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NO_RETRIES: RetryConfig = {"max_retries": 0}
+
+PIECE = 256 * KiB
+"""Least bytes per piece of a poured read: small enough for the processor's cache, large enough that the cost of
+a Python call per piece does not show (measured; docs/design/2026-11-23-cold-reads.md)."""
 
 WALK_CHUNK = 1000
 """Objects taken from the client at once while walking: one page of S3's ListObjectsV2."""
@@ -135,20 +140,28 @@ class ObstoreStore:
 
     def read(self, key: str, offset: int, length: int, expected: ObjectInfo) -> Buffer:
         """See `UnderStore.read`."""
-        where = object_where(self.uri, key)
-        check_range(expected, offset, length, where)
-        if length == 0:
-            return b""
-        options: GetOptions = {"range": (offset, offset + length)}
-        if expected.etag and not expected.etag.startswith(
-            "W/"
-        ):  # a weak tag never matches (RFC 9110, 13.1.1)
-            options["if_match"] = expected.etag
-        try:
-            return self._objects.call(lambda: self._get(key, options, length, expected, where), where)
-        except ObjectNotFoundError:
-            self._bucket_must_exist()
-            raise StaleObjectError("the object has been deleted since it was opened", where=where) from None
+
+        def attempt(where: str) -> memoryview:
+            body = memoryview(self._get(key, offset, length, expected, where).bytes())
+            self._arrived(len(body), length, where)
+            return body
+
+        return self._read(attempt, key, offset, length, expected) if length else b""
+
+    def pour(self, key: str, offset: int, length: int, expected: ObjectInfo, sink: Sink) -> None:
+        """See `UnderStore.pour`."""
+
+        def attempt(where: str) -> None:
+            sink.restart()
+            received = 0
+            for chunk in self._get(key, offset, length, expected, where).stream(PIECE):
+                piece = memoryview(chunk)
+                received += len(piece)
+                sink.feed(piece)
+            self._arrived(received, length, where)
+
+        if length:
+            self._read(attempt, key, offset, length, expected)
 
     def check(self) -> None:
         """See `UnderStore.check`."""
@@ -167,9 +180,22 @@ class ObstoreStore:
             raise UnderStoreError("the mount has been closed", where=self.uri)
         return client
 
-    def _get(
-        self, key: str, options: GetOptions, length: int, expected: ObjectInfo, where: str
-    ) -> memoryview:
+    def _read(
+        self, attempt: Callable[[str], T], key: str, offset: int, length: int, expected: ObjectInfo
+    ) -> T:
+        where = object_where(self.uri, key)
+        check_range(expected, offset, length, where)
+        try:
+            return self._objects.call(lambda: attempt(where), where)
+        except ObjectNotFoundError:
+            self._bucket_must_exist()
+            raise StaleObjectError("the object has been deleted since it was opened", where=where) from None
+
+    def _get(self, key: str, offset: int, length: int, expected: ObjectInfo, where: str) -> GetResult:
+        options: GetOptions = {"range": (offset, offset + length)}
+        if expected.etag and not expected.etag.startswith("W/"):
+            # A weak tag never matches (RFC 9110, section 13.1.1).
+            options["if_match"] = expected.etag
         self._metrics.add(STORE_GETS)
         answer = obstore.get(self._store, key, options=options)
         found = self._info(answer.meta)
@@ -178,11 +204,12 @@ class ObstoreStore:
             raise StaleObjectError("the object has changed since it was opened", where=where)
         if not (found.etag and expected.etag) and found.mtime_ns != expected.mtime_ns:
             raise StaleObjectError("the object has changed since it was opened", where=where)
-        body = memoryview(answer.bytes())
-        if len(body) != length:
-            raise IntegrityError(f"the store sent {len(body)} of {length} bytes", where=where)
+        return answer
+
+    def _arrived(self, received: int, length: int, where: str) -> None:
+        if received != length:
+            raise IntegrityError(f"the store sent {received} of {length} bytes", where=where)
         self._metrics.add(STORE_BYTES, length)
-        return body
 
     def _info(self, meta: ObjectMeta) -> ObjectInfo:
         # Whole seconds: HEAD tells no more (HTTP dates), so a listing must not either.

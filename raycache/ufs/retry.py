@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from raycache.errors import RaycacheError, UnderStoreError
+from raycache.errors import CacheFullError, RaycacheError, UnderStoreError
 from raycache.metrics import STORE_RETRIES, Metrics
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,8 @@ class Retrier:
         while True:
             try:
                 return attempt()
+            except CacheFullError:
+                raise  # of the one who takes the bytes, not of the store
             except self._catch as caught:
                 failure = self._judge(caught, where)
                 if not failure.transient:

@@ -9,7 +9,7 @@ from raycache.blocks import FileInfo, ObjectVersion, clean_path
 from raycache.errors import ObjectNotFoundError, StaleObjectError
 from raycache.metrics import Metrics
 from raycache.spec.resolve import MountSource, ResolvedDataset
-from raycache.ufs.base import Buffer, ObjectInfo, UnderStore
+from raycache.ufs.base import Buffer, ObjectInfo, Sink, UnderStore
 from raycache.ufs.registry import open_store
 
 
@@ -120,6 +120,15 @@ class DatasetSource:
         Raises:
             StaleObjectError: the store now holds another version, or the path leads to another store.
         """
+        store, expected = self._expect(version)
+        return store.read(expected.key, offset, length, expected)
+
+    def pour(self, version: ObjectVersion, offset: int, length: int, sink: Sink) -> None:
+        """As `read`, but the bytes go to `sink` in pieces, as they arrive."""
+        store, expected = self._expect(version)
+        store.pour(expected.key, offset, length, expected, sink)
+
+    def _expect(self, version: ObjectVersion) -> tuple[UnderStore, ObjectInfo]:
         mount, key = self._resolve(version.path)
         store = self._store(mount)
         if version.store != f"{store.uri}/{key}":
@@ -127,8 +136,7 @@ class DatasetSource:
                 "the dataset is bound to another store than when the file was opened",
                 where=self._where(version.path),
             )
-        expected = ObjectInfo(key, version.size, version.etag, version.mtime_ns)
-        return store.read(key, offset, length, expected)
+        return store, ObjectInfo(key, version.size, version.etag, version.mtime_ns)
 
     def check(self) -> None:
         """Show that every mount can be read. Raises what is wrong with the first that cannot."""

@@ -85,14 +85,20 @@ class Spy:
         self.reads: list[Read] = []
         self.before: Callable[[Read], None] = lambda read: None
         source = engine.volume(dataset).source
-        original = source.read
+        original_read, original_pour = source.read, source.pour
 
         def read(version: ObjectVersion, offset: int, length: int) -> Any:
             self.reads.append(Read(version.path, offset, length))
             self.before(self.reads[-1])
-            return original(version, offset, length)
+            return original_read(version, offset, length)
+
+        def pour(version: ObjectVersion, offset: int, length: int, sink: Any) -> None:
+            self.reads.append(Read(version.path, offset, length))
+            self.before(self.reads[-1])
+            original_pour(version, offset, length, sink)
 
         source.read = read  # type: ignore[method-assign]
+        source.pour = pour  # type: ignore[method-assign]
 
     @property
     def bytes(self) -> int:
