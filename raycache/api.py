@@ -426,6 +426,8 @@ def start(
         ray_address = local_cluster.start(num_cpus)["address"]
         local = True
     joined = joining.join(ray_address)
+    if local:
+        local_cluster.known_as(joined)
     from raycache.actors import control
 
     return {"ray_address": joined, "local": local, **control.start(tiers, timeout_s)}

@@ -77,6 +77,13 @@ def start(num_cpus: int | None = None) -> dict[str, Any]:
     )
 
 
+def known_as(address: str) -> None:
+    """Note what Ray calls the cluster that `start` started: it may replace the loopback address it was given."""
+    state = running()
+    if state is not None:
+        _state_file().write_text(json.dumps(state | {"address": address}))
+
+
 def stop() -> bool:
     """End the cluster that `start` started. False if there is none.
 

@@ -162,6 +162,9 @@ def describe(
         print_lines(description(data))
 
 
+_DELETED_FIRST = {"DataLoad": 0, "Dataset": 1}
+
+
 def delete(
     ctx: typer.Context,
     what: Annotated[
@@ -181,8 +184,9 @@ def delete(
     backend = common.backend(ctx)
     if filename:
         documents = backend.load_files([*filename, *(what or [])])
-        # Backwards: what refers to something goes before what it refers to.
-        wanted = [(kind_of_document(document.kind), document.name) for document in reversed(documents)]
+        # What refers to something goes before what it refers to; a runtime or a secret in use cannot be deleted.
+        documents.sort(key=lambda document: _DELETED_FIRST.get(document.kind, 2))
+        wanted = [(kind_of_document(document.kind), document.name) for document in documents]
     else:
         wanted = _named(what or [])
     admin = backend.admin(common.address(ctx, address))

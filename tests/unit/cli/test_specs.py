@@ -131,8 +131,10 @@ def test_delete_by_name(backend: FakeBackend) -> None:
     assert backend.fake.calls == [("delete", "datasets", "a"), ("delete", "datasets", "b")]
 
 
-def test_delete_by_file_goes_backwards(backend: FakeBackend, files: dict[str, str]) -> None:
-    result = invoke(backend, "delete", "-f", files["secret"], files["dataset"], files["load"])
+def test_delete_by_file_begins_with_what_refers_to_others(
+    backend: FakeBackend, files: dict[str, str]
+) -> None:
+    result = invoke(backend, "delete", "-f", files["secret"], files["load"], files["dataset"])
     assert result.stdout.splitlines() == [
         "dataload/warm-up deleted",
         "dataset/imagenet deleted",
