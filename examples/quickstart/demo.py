@@ -11,32 +11,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import string
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before Ray is imported anywhere: this cluster is private to the demo, and nothing goes into the home directory.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
 import fsspec
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
-import ray
 import ray.data
-from ray.cluster_utils import Cluster
 from rich.console import Console
 from rich.table import Table
 
 import raycache
 from examples.quickstart.data import write_model, write_table
+from tests.support.raycluster import ray_cluster
 from tests.support.s3proxy import ProxyProcess
 from tests.support.seaweed import SeaweedS3
 
@@ -125,7 +121,7 @@ class Demo:
         for run in self.runs:
             direct = next(r for r in self.runs if r.job == run.job)
             table.add_row(
-                run.job,
+                run.job if run is direct else "",
                 run.how,
                 f"{run.seconds:.2f}",
                 f"{run.bytes / run.seconds / MB:,.0f}",
@@ -145,29 +141,6 @@ def raycache_command(*arguments: str) -> None:
     """Run the command line as a user would, and show it."""
     print(f"$ raycache {' '.join(arguments)}", flush=True)
     subprocess.run([sys.executable, "-m", "raycache.cli", *arguments], check=True)
-
-
-@contextlib.contextmanager
-def ray_cluster(directory: str, memory: int) -> Iterator[str]:
-    """A Ray cluster of three nodes on this machine; yields its address.
-
-    Args:
-        directory: of its logs and sockets; short, because paths of Unix sockets are limited to 107 bytes.
-        memory: bytes that each node offers to the scheduler.
-    """
-    os.environ["RAY_TMPDIR"] = directory
-    node = {"num_cpus": 2, "memory": memory, "object_store_memory": 512 * MiB, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node, shutdown_at_exit=False)
-    try:
-        for _ in range(NODES - 1):
-            cluster.add_node(**{k: v for k, v in node.items() if k != "include_dashboard"})
-        os.environ["RAY_ADDRESS"] = cluster.address
-        ray.init(address=cluster.address, namespace="demo", log_to_driver=False, logging_level="ERROR")
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        yield cluster.address
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def run(bandwidth: float, size: int, console: Console) -> None:
@@ -194,7 +167,10 @@ def run(bandwidth: float, size: int, console: Console) -> None:
             )
         )
         console.print(f"Starting a Ray cluster of {NODES} nodes ...")
-        with ray_cluster(os.path.join(scratch, "ray"), memory=4 << 30):
+        with ray_cluster(NODES, memory=4 << 30, object_store_memory=512 * MiB) as cluster:
+            os.environ["RAY_ADDRESS"] = cluster.address
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
             raycache_command("start")
             try:
                 raycache_command("apply", "-f", str(spec))
@@ -241,7 +217,7 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, default=512, help="of the table and of the model, MiB each")
     arguments = parser.parse_args()
-    run(arguments.bandwidth * MB, arguments.size * MiB, Console())
+    run(arguments.bandwidth * MB, arguments.size * MiB, Console(width=None if sys.stdout.isatty() else 120))
 
 
 if __name__ == "__main__":

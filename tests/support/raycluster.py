@@ -1,0 +1,132 @@
+"""A real Ray cluster of several nodes on this machine, and looking after what raycache leaves on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+MiB = 1 << 20
+NODE: dict[str, Any] = {"num_cpus": 2, "memory": 2048 * MiB, "object_store_memory": 80 * MiB}
+"""What each node offers to Ray's scheduler."""
+
+
+class RayCluster:
+    """A running cluster. This process is a driver of it, on the head node.
+
+    Args:
+        cluster: Ray's own.
+    """
+
+    def __init__(self, cluster: Any) -> None:
+        self._cluster = cluster
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the GCS."""
+        return str(self._cluster.address)
+
+    def node_ids(self) -> list[str]:
+        """Ids of the nodes that are alive, sorted."""
+        import ray
+
+        return sorted(row["NodeID"] for row in ray.nodes() if row["Alive"])
+
+    def add_node(self, **changes: Any) -> Any:
+        """Start another node; give the result to `remove_node`."""
+        return self._cluster.add_node(**(NODE | changes))
+
+    def remove_node(self, node: Any) -> None:
+        """Kill a node without a warning, as a lost machine."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def run_on(self, node_id: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Start a function on a node; the result is Ray's reference of its result."""
+        import ray
+
+        return (
+            ray.remote(function)
+            .options(num_cpus=0, max_retries=0, label_selector={"ray.io/node-id": node_id})
+            .remote(*args)
+        )
+
+
+@contextlib.contextmanager
+def ray_cluster(nodes: int = 3, **head: Any) -> Iterator[RayCluster]:
+    """A cluster of `nodes` nodes; more arguments for the head node. Its files are in a directory of its own."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    # A killed node is noticed within about three seconds, not fifteen; one that is only slow is left alone.
+    os.environ.update(
+        RAY_health_check_period_ms="1000",
+        RAY_health_check_timeout_ms="10000",
+        RAY_health_check_failure_threshold="3",
+    )
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    # Ray Data would start 32 actors to read Parquet footers, and a thread that outlives the cluster's directory.
+    os.environ["RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"] = "2"
+    os.environ["RAY_DATA_USAGE_DISABLED"] = "1"
+    with tempfile.TemporaryDirectory(prefix="rct-", ignore_cleanup_errors=True) as directory:
+        # A directory of this cluster's own, and short: the paths of Unix sockets are limited to 107 bytes.
+        os.environ["RAY_TMPDIR"] = directory
+        import ray
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args=NODE | {"include_dashboard": False} | head,
+            shutdown_at_exit=False,
+        )
+        try:
+            for _ in range(nodes - 1):
+                cluster.add_node(wait=False, **NODE)
+            cluster.wait_for_nodes()
+            ray.init(
+                address=cluster.address,
+                namespace="raycache-tests",
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+            yield RayCluster(cluster)
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+    """Wait for something that has no event to wait for; its value. Fails the test after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.05)
+
+
+def left_behind(directory: Path) -> list[str]:
+    """What raycache left after a stop: actors, placement groups, keys, mounts, memory tiers' files."""
+    import ray
+
+    from raycache.actors import kv as keys
+
+    found = [
+        f"actor {actor['name']}"
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["namespace"] == "raycache"
+    ]
+    found += [
+        f"placement group {row['name']}"
+        for row in ray.util.placement_group_table().values()
+        if row["name"].startswith("raycache/") and row["state"] != "REMOVED"
+    ]
+    kv = keys.RayKv()
+    found += [f"key {key}" for key in keys.RUNNING if kv.get(key) is not None]
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    found += [f"mount {line.split()[4]}" for line in mounts if line.split()[4].startswith(str(directory))]
+    found += [f"file {path}" for path in directory.glob("mem/*/*/tier/**/*") if path.is_file()]
+    return found
