@@ -55,7 +55,8 @@ class CachedObject:
 
     Attributes:
         tier: where the files are; None before there are any.
-        gone: the files are unlinked, or never came to be. Final: whoever finds it so asks the store again.
+        gone: the files are unlinked, or never came to be, or the store is closed and they may be another process's
+            by now. Final: whoever finds it so leaves the files alone and asks the store again.
         moving: one thread creates or moves the files; all others wait.
         busy: blocks that are being written or verified.
         io: threads that use the descriptors right now.
@@ -214,12 +215,16 @@ class CachedObject:
 
     # -- claims ----------------------------------------------------------------------------------------------
 
+    def require(self) -> None:
+        """Raise CacheFullError if the files are no longer this process's to change."""
+        if self.gone:
+            raise CacheFullError("the local store was purged or closed", where=self.version.path)
+
     def enter_io(self) -> None:
         """Wait until the files stay where they are, and keep them there until `leave_io`."""
         while self.moving:
             self.cond.wait()
-        if self.gone:
-            raise CacheFullError("the cache was purged", where=self.version.path)
+        self.require()
         self.io += 1
 
     def leave_io(self) -> None:
@@ -227,8 +232,12 @@ class CachedObject:
         self.io -= 1
         self.cond.notify_all()
 
-    def claim(self, blocks: range, crcs: Sequence[int]) -> Claim | None:
+    def claim(self, blocks: range, crcs: Sequence[int] | None = None) -> Claim | None:
         """Claim the absent blocks of a run, after waiting for other writers of it; None if there are none.
+
+        Args:
+            blocks: the run.
+            crcs: the blocks' checksums; None if they are not known yet: then it is all of the run, or None.
 
         Raises:
             IntegrityError: a block is present with other bytes: two fetches of one version that differ.
@@ -239,11 +248,11 @@ class CachedObject:
             self.leave_io()
             self.cond.wait()
             self.enter_io()
-        wanted = []
-        for block, crc in zip(blocks, crcs, strict=True):
-            if self.states[block] != index.VERIFIED:
-                wanted.append(block)
-            elif self.crcs[block] != crc:
+        wanted = [block for block in blocks if self.states[block] != index.VERIFIED]
+        if crcs is None and any(self.states[block] != index.ABSENT for block in blocks):
+            wanted = []
+        for block, crc in zip(blocks, crcs or (), strict=crcs is not None):
+            if self.states[block] == index.VERIFIED and self.crcs[block] != crc:
                 self.leave_io()
                 raise IntegrityError(
                     f"block {block} was fetched twice with different bytes under one version",
@@ -269,8 +278,8 @@ class CachedObject:
             OSError: the index cannot be written; the blocks stay absent.
             CacheFullError: the object has been purged in the meantime.
         """
-        if self.gone or self.header is None:
-            raise CacheFullError("the cache was purged", where=self.version.path)
+        self.require()
+        assert self.header is not None
         # From here on the bytes stay, whatever happens: a state that half a failed write left behind is then true.
         claim.fresh.clear()
         for run in runs(claim.blocks, len(claim.blocks)):

@@ -125,11 +125,14 @@ class Filling:
                         verdict[block] = False
             finally:
                 cached.cond.acquire()
+            cached.require()
             for block, good in verdict.items():
                 if not good:
                     _log.warning("%s: block %d does not match its checksum; dropped", cached.data_path, block)
                     self._metrics.add(CORRUPT_BLOCKS)
                 cached.set_state(block, index.VERIFIED if good else index.ABSENT)
+        except CacheFullError:
+            raise
         except OSError as error:
             raise _cache_full(error, cached) from error
         finally:
@@ -158,6 +161,8 @@ class Filling:
         view = memoryview(data).cast("B")
         sums = self._checksums(blocks, view, crcs)
         cached = self._object
+        if index.UNVERIFIED in cached.states[blocks.start : blocks.stop]:
+            self.missing(blocks)  # so that what is good is left as it is: somebody may have it mapped
         for attempt in range(_ATTEMPTS):
             with cached.cond:
                 self._pin.touch(blocks)
@@ -198,7 +203,8 @@ class Filling:
 
         Returns:
             None where `write` has to deal with it: some of the blocks are present already, or there is no room
-            for them as things are.
+            for them as things are, or the file has been complete, so that somebody may have it mapped and nothing
+            may go into it that is not known to be right.
 
         Raises:
             CacheFullError: the object has been purged.
@@ -206,9 +212,7 @@ class Filling:
         cached = self._object
         with cached.cond:
             self._pin.touch(blocks)
-            if any(cached.states[block] == index.VERIFIED for block in blocks):
-                return None
-            claim = cached.claim(blocks, [0] * len(blocks))
+            claim = None if cached.sealed else cached.claim(blocks)
         if claim is None:
             return None
         try:

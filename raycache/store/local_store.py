@@ -177,10 +177,14 @@ class LocalStore:
         return freed
 
     def close(self) -> None:
-        """Stop evicting and let another process own the directories. Files stay, for the next one to adopt."""
+        """Stop evicting and let another process own the directories. Files stay, for the next one to adopt.
+
+        A write that is still under way in another thread ends with CacheFullError.
+        """
         if not self._closed:
             self._closed = True
             self._space.stop()
+            self._registry.retire()
             for tier in self._space.tiers:
                 tier.close()
 

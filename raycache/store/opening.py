@@ -50,6 +50,7 @@ def _pin(space: Space, cached: CachedObject, holder: Pin, *, secondary: bool) ->
         cached.data_fd, cached.index_fd = copy.data_fd, copy.index_fd
         cached.pins.add(holder)
         tier.enter(cached.id, secondary=cached.secondary)
+        cached.gone = space.registry.retired  # the store was closed meanwhile
         cached.moving = False
         cached.cond.notify_all()
     return True

@@ -22,6 +22,7 @@ class Registry:
         self._objects: dict[str, CachedObject] = {}
         self._lock = threading.Lock()
         self._metrics = metrics
+        self.retired = False
 
     def get(self, object_id: str) -> CachedObject | None:
         """The object of that id, if there is one."""
@@ -56,6 +57,17 @@ class Registry:
             cached.tier.leave(cached.id, cached.cost)
         cached.cost = 0
         cached.cond.notify_all()
+
+    def retire(self) -> None:
+        """The directories will be another process's: what threads still have under way must not reach the index."""
+        self.retired = True
+        for cached in self.snapshot():
+            with cached.cond:
+                while cached.moving:
+                    cached.cancel = True
+                    cached.cond.wait()
+                cached.gone = True
+                cached.cond.notify_all()
 
     def unlink(self, cached: CachedObject) -> int:
         """Unlink the files unless a reader holds a lease; bytes freed. Its `cond` is held, and the files are not

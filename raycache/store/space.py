@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from raycache.blocks import ObjectVersion
-from raycache.errors import CacheFullError
 from raycache.metrics import DEMOTED_BYTES, EVICTED_BYTES, Metrics
 from raycache.store import files, index, moving
 from raycache.store.cached_object import CachedObject, Claim
@@ -73,7 +72,7 @@ class Space:
         with cached.cond:
             if cached.gone:
                 tier.give(claim.need)
-                raise CacheFullError("the cache was purged", where=cached.version.path)
+            cached.require()
             cached.cost += claim.need
             claim.paid = True
 

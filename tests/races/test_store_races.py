@@ -197,6 +197,37 @@ def test_purge_in_the_middle_of_a_write(tmp_path: Path, monkeypatch: pytest.Monk
         assert store.usage()[0].used == allocated(tmp_path)
 
 
+@pytest.mark.parametrize("what", ["write", "verify"])
+def test_thread_that_outlives_its_store_leaves_the_next_ones_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    with opened(tier(tmp_path, 20)) as store:
+        put(store, A, range(2))
+    with opened(tier(tmp_path, 20)) as old, old.fill(A) as filling:
+        if what == "write":
+            gate = Gate(
+                monkeypatch, files, "pwrite_all", when=lambda fd, data, at: len(data) >= BLOCK, after=True
+            )
+            late = Doing(lambda: filling.write(range(2, 4), part(A, range(2, 4))))
+        else:
+            gate = Gate(monkeypatch, files, "pread_into", after=True)
+            late = Doing(lambda: filling.missing(range(2)))
+        gate.wait()
+        old.close()
+        with opened(tier(tmp_path, 20)) as new:  # adopts, and gives back the bytes that have no bit yet
+            before = new.contains(A)
+            gate.open()
+            with pytest.raises(CacheFullError, match="closed"):
+                late.result()
+            assert new.contains(A) == before
+            with new.fill(A) as again:
+                assert again.missing(range(4)) == [2, 3]
+            file = new.lease(A)
+            assert file is not None
+            with file:
+                assert not file.has(range(2, 3))
+
+
 # -- two writers of one block --------------------------------------------------------------------------------------
 
 
@@ -257,6 +288,21 @@ def test_second_writer_takes_over_when_the_first_fails(
         assert two.complete
         # The hole that the first one punched did not touch what the second wrote.
         assert _whole(store, A) == content(A)
+
+
+def test_receiver_that_waited_for_another_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tier(tmp_path, 20)) as store, store.fill(A) as one, store.fill(A) as two:
+        gate = Gate(monkeypatch, files, "pwrite_all", when=lambda fd, data, at: len(data) >= BLOCK)
+        first = Doing(lambda: one.write(range(2), part(A, range(2))))
+        gate.wait()
+        waiting = _waiting(monkeypatch, store, A)
+        second = Doing(lambda: two.receive(range(4)))
+        waiting.wait()
+        waiting.open()
+        gate.open()
+        first.result()
+        assert second.result() is None, "some of it is there by now: not for a receiver"
+        assert two.missing(range(4)) == [2, 3]
 
 
 def test_object_is_created_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

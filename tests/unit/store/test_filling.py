@@ -242,3 +242,91 @@ def test_secondary_becomes_primary_and_not_back(tmp_path: Path) -> None:
         assert kinds(store) == [False]
     with opened(tier(tmp_path, 20)) as store:
         assert kinds(store) == [False]
+
+
+# -- receiving piece by piece ----------------------------------------------------------------------------------
+
+
+def test_pieces_become_present_together(tmp_path: Path) -> None:
+    of = version("a", 3.5)
+    with (
+        opened(tier(tmp_path, 20)) as store,
+        store.fill(of) as filling,
+        store.lease(of) or pytest.fail("no lease") as file,
+    ):
+        with filling.receive(range(1, 4)) or pytest.fail("not received") as receiver:
+            data = memoryview(part(of, range(1, 4)))
+            receiver.feed(data[:7])
+            receiver.restart()  # the connection broke
+            for start in range(0, len(data), 50_001):
+                receiver.feed(data[start : start + 50_001])
+            assert not file.has(range(1, 2))
+            crcs = receiver.commit()
+        assert file.has(range(1, 4))
+        assert file.pread(BLOCK, 9**9) == part(of, range(1, 4))
+        assert crcs == [filling.read(block)[0] for block in range(1, 4)]
+        assert filling.recheck(range(4)) == []
+
+
+def test_pieces_that_did_not_all_arrive_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = version("a", 3)
+    with opened(tier(tmp_path, 20)) as store, store.fill(of) as filling:
+        used = store.usage()[0].used
+        data = memoryview(content(of))
+        with filling.receive(range(3)) or pytest.fail("not received") as receiver:
+            receiver.feed(data[: 2 * BLOCK])
+            with pytest.raises(IntegrityError, match="were due"):
+                receiver.commit()
+            with pytest.raises(IntegrityError, match="more bytes"):
+                receiver.feed(data)
+        monkeypatch.setattr(os, "pwrite", _FullDevice(99))
+        with (
+            filling.receive(range(3)) or pytest.fail("not received") as receiver,
+            pytest.raises(CacheFullError, match="No space"),
+        ):
+            receiver.feed(data)
+        assert filling.missing(range(3)) == [0, 1, 2]
+        assert store.usage()[0].used == used >= allocated(tmp_path)
+
+
+def test_only_absent_blocks_of_a_file_that_was_never_complete_are_received(tmp_path: Path) -> None:
+    of = version("a", 3)
+    with opened(tier(tmp_path, 20)) as store:
+        with store.fill(of) as filling:
+            filling.write(range(1), part(of, range(1)))
+            assert filling.receive(range(2)) is None
+            filling.write(range(3), content(of))
+        _flip(index.data_path(store.paths[0], of.object_id), BLOCK)
+        with store.fill(of) as filling:
+            assert filling.recheck(range(3)) == [1]
+            assert filling.receive(range(1, 2)) is None
+
+
+def test_nothing_is_received_without_room(tmp_path: Path) -> None:
+    with (
+        opened(tier(tmp_path, 20)) as store,
+        store.fill(version("a", 15)) as other,
+        store.fill(version("b", 5)) as filling,
+    ):
+        other.write(range(15), content(version("a", 15)))
+        assert filling.receive(range(5)) is None
+
+
+def test_write_verifies_what_an_earlier_process_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = version("a", 3)
+    with opened(tier(tmp_path, 20)) as store:
+        put(store, of)
+    _flip(index.data_path(str(tmp_path), of.object_id), BLOCK)
+    with opened(tier(tmp_path, 20)) as store, store.fill(of) as filling:
+        assert filling.receive(range(3)) is None
+        written: list[int] = []
+        real = files.pwrite_all
+        monkeypatch.setattr(
+            files, "pwrite_all", lambda fd, data, at: (written.append(at), real(fd, data, at))[1]
+        )
+        filling.write(range(3), content(of))
+        assert BLOCK in written
+        assert 2 * BLOCK not in written
+        assert filling.complete
