@@ -53,6 +53,7 @@ def next_membership(
     seats: Mapping[str, str],
     reporting: Mapping[str, Worker],
     returning: Collection[str],
+    unsettled: Collection[str] = (),
     forgotten: Collection[str] = (),
 ) -> tuple[Membership, dict[str, str]]:
     """The membership after the latest reports.
@@ -66,6 +67,7 @@ def next_membership(
         seats: worker id that each node had last.
         reporting: workers that answer, by node id.
         returning: nodes whose worker does not answer now and may yet come back.
+        unsettled: datasets that some worker is about to take on (again). Their tables wait for it.
         forgotten: datasets that were deleted. The table of any other is kept, even while nobody holds it: after a
             stop and a start, workers find on their disks what they owned.
 
@@ -86,18 +88,20 @@ def next_membership(
             membership = membership.with_worker(worker)
         next_seats[node_id] = worker.id
     away = any(node not in reporting for node in next_seats)
-    membership = _with_tables(membership, _tables(membership, away, forgotten))
+    membership = _with_tables(membership, _tables(membership, away, unsettled, forgotten))
     if membership is former:
         return former, next_seats
     # Several changes are one step for those who hear of it.
     return replace(membership, epoch=former.epoch + 1), next_seats
 
 
-def _tables(membership: Membership, away: bool, forgotten: Collection[str]) -> dict[str, str]:
+def _tables(
+    membership: Membership, away: bool, unsettled: Collection[str], forgotten: Collection[str]
+) -> dict[str, str]:
     tables = {**membership.tables, **membership.rebalanced().tables}
-    if away:  # the share of who is away waits for its return; only what has no owners at all gets some
-        tables |= membership.tables
-    return {name: table for name, table in tables.items() if name not in forgotten}
+    # The share of who is away, or not ready yet, waits; only what has no owners at all gets some.
+    kept = {name: table for name, table in membership.tables.items() if away or name in unsettled}
+    return {name: table for name, table in {**tables, **kept}.items() if name not in forgotten}
 
 
 def _with_tables(membership: Membership, tables: Mapping[str, str]) -> Membership:

@@ -188,9 +188,13 @@ class Reconciler:
             return False
         plan, undecided = self._plan(wanted, now)
         self._tell(plan, now)
-        changed = self._publish(wanted, now)
-        self._note_settled(wanted, plan, undecided)
-        return changed or bool(undecided) or any(seat.syncing for seat in self.seats())
+        unsettled = {name for name in wanted if name in undecided or not self._attached(wanted[name], plan)}
+        changed = self._publish(wanted, unsettled, now)
+        with self._changed:
+            if self._wanted == wanted:
+                # Published now, at the latest: whoever waits for it may read the state.
+                self._settled = {n: d.generation for n, d in wanted.items() if n not in unsettled}
+        return changed or bool(unsettled)
 
     def _find_nodes(self, now: float) -> None:
         alive = {row["NodeID"]: row for row in ray.nodes() if row["Alive"]}
@@ -258,7 +262,7 @@ class Reconciler:
                 seat.tell(plan[seat.node.id], now)
                 busy.add(seat.host_id)
 
-    def _publish(self, wanted: Mapping[str, ResolvedDataset], now: float) -> bool:
+    def _publish(self, wanted: Mapping[str, ResolvedDataset], unsettled: set[str], now: float) -> bool:
         reporting: dict[str, Worker] = {}
         returning = set()
         for seat in self.seats():
@@ -271,7 +275,7 @@ class Reconciler:
             elif now - (seat.since if seat.silent_since is None else seat.silent_since) < RETURN_S:
                 returning.add(seat.node.id)
         membership, last_ids = assignment.next_membership(
-            self._membership, self._last_ids, reporting, returning, self._forgotten
+            self._membership, self._last_ids, reporting, returning, unsettled, self._forgotten
         )
         datasets = dict(wanted)
         if membership is self._membership and datasets == self._published:
@@ -286,27 +290,14 @@ class Reconciler:
         self._membership, self._last_ids, self._published = membership, last_ids, datasets
         return True
 
-    def _note_settled(
-        self,
-        wanted: Mapping[str, ResolvedDataset],
-        plan: Mapping[str, Mapping[str, ResolvedDataset]],
-        undecided: set[str],
-    ) -> None:
-        settled = {}
-        for name, dataset in wanted.items():
-            done = name not in undecided
-            for seat in self.seats():
-                if name in plan[seat.node.id] and seat.report is not None:
-                    there = seat.generations.get(name) == dataset.generation
-                    failed = seat.failures.get(name, {}).get("generation") == dataset.generation
-                    worker = self._membership.worker(seat.report["worker"]["id"])
-                    known = worker is not None and (failed or name in worker.stores)
-                    done = done and (there or failed) and known
-            if done:
-                settled[name] = dataset.generation
-        with self._changed:
-            if self._wanted == wanted:
-                self._settled = settled
+    def _attached(self, dataset: ResolvedDataset, plan: Mapping[str, Mapping[str, ResolvedDataset]]) -> bool:
+        """Whether every worker that should hold a dataset, and answers, has it or has said why not."""
+        for seat in self.seats():
+            if dataset.name in plan[seat.node.id] and seat.report is not None:
+                failure = seat.failures.get(dataset.name, {})
+                if dataset.generation not in (seat.generations.get(dataset.name), failure.get("generation")):
+                    return False
+        return True
 
     def _ask_all(self, seats: list[Seat], call: Callable[[Seat], Any], timeout_s: float) -> dict[str, Any]:
         refs = {}

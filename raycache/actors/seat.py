@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 SILENCE_S = 3.0
 """Seconds without an answer after which a worker counts as gone. One that died is known to be at once."""
 
+START_S = 60.0
+"""Seconds that a new worker may take for its first answer: on a busy node, Python and Ray start slowly."""
+
 RECREATE_S = 2.0
 """Seconds between attempts to start a worker that cannot start."""
 
@@ -52,6 +55,7 @@ class Seat:
     decided: bool = False
     trouble: str = ""
     synced: dict[str, ResolvedDataset] = field(default_factory=dict)
+    _answered: bool = False
     _ping: Any = None
     _pinged: float = 0.0
     _sync: Any = None
@@ -103,8 +107,8 @@ class Seat:
         if self._ping in ready:
             ref, self._ping = self._ping, None
             self._take(ref, now)
-        elif self._ping is not None and now - self._pinged > SILENCE_S and self.silent_since is None:
-            self._lost(f"it has not answered for {SILENCE_S:g} s", self._pinged)
+        elif self._ping is not None and now - self._pinged > SILENCE_S:
+            self._silent(now)
         if self._sync in ready:
             ref, self._sync = self._sync, None
             self._take(ref, now)
@@ -144,14 +148,22 @@ class Seat:
         else:
             self.silent_since = None
             self.trouble = ""
+            self.decided = self._answered = True
+
+    def _silent(self, now: float) -> None:
+        if self._answered or now - self._started_at > START_S:
+            self._lost("it does not answer", self._pinged)
+        elif self.silent_since is None:  # it is still starting, as far as one knows
             self.decided = True
+            self.silent_since = self._pinged
 
     def _lost(self, trouble: str, since: float) -> None:
         self.report = None
         self.decided = True
-        self.trouble = trouble
         if self.silent_since is None:
             self.silent_since = since
+        if trouble != self.trouble:
+            self.trouble = trouble
             log.warning("worker of node %s: %s", self.node.id, trouble)
 
 
