@@ -18,6 +18,7 @@ import json
 import os
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from crc32c import crc32c
 
@@ -105,6 +106,7 @@ def _checksum(header: Header, document: bytes) -> int:
     return int(crc32c(document, crc32c(_pack(header, 0, bare=True))))
 
 
+@lru_cache(maxsize=64)
 def _document(version: ObjectVersion) -> bytes:
     return json.dumps(version.to_wire(), sort_keys=True).encode("ascii")
 
