@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from raycache import __version__, errors
+from raycache.cli.app import app
 from raycache.cli.failures import Exit, status_of
 from tests.unit.cli.fakes import FakeAdmin, FakeBackend, dataset_row, invoke
 
@@ -228,3 +230,17 @@ def test_no_colour_without_a_terminal() -> None:
     backend = FakeBackend()
     backend.fake.rows["datasets"] = [dataset_row()]
     assert "\x1b" not in invoke(backend, "get", "datasets").output
+
+
+def test_the_documentation_names_every_command_and_option() -> None:
+    text = Path(__file__).parents[3].joinpath("docs", "cli.md").read_text()
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        section = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        assert section, f"docs/cli.md has no section {name}"
+        assert f"raycache {name}" in section
+        for parameter in command.params:
+            longest = max(parameter.opts, key=len)
+            if longest in ("--help", "--address", "--output", "--filename") or not longest.startswith("--"):
+                continue
+            assert f"`{longest}" in section, f"docs/cli.md, {name}: {longest}"
