@@ -112,6 +112,7 @@ class Client:
 
     def dataset(self, name: str) -> ResolvedDataset:
         """The dataset of that name. Raises DatasetNotFoundError."""
+        self._keep_up()
         dataset = self._datasets.get(name)
         if dataset is None:
             self._update(self._ask_state(-1))
@@ -231,16 +232,20 @@ class Client:
             return None
         return WorkerNear(self.peers, worker, self._views)
 
-    def open_local(self, version: ObjectVersion) -> LocalFile | None:
-        """A leased view of a local file, whether or not the worker that wrote it still runs."""
+    def open_local(self, version: ObjectVersion, hit: bool = True) -> LocalFile | None:
+        """A leased view of a local file, whether or not the worker that wrote it still runs.
+
+        Args:
+            version: the object.
+            hit: whether this counts as a use of it, for eviction.
+        """
         try:
             if self._engine is not None:
-                return self._engine.open_local(version)
+                return self._engine.open_local(version, hit)
             worker = self._near_worker()
-            return None if worker is None else WorkerNear(self.peers, worker, self._views).open(version)
-        except (
-            OSError
-        ) as error:  # no descriptors left, no permission, dataset detached: the bytes are elsewhere, too
+            return None if worker is None else WorkerNear(self.peers, worker, self._views).open(version, hit)
+        except OSError as error:
+            # No descriptors left, no permission, dataset detached: the bytes are elsewhere, too.
             self.metrics.add(m.FALLBACKS)
             log.warning("the local file of %s cannot be opened: %s", version.path, error)
             return None
@@ -288,7 +293,12 @@ class Client:
         ]
         return keepers
 
+    def _keep_up(self) -> None:
+        # A dataset may have been bound elsewhere while this process read from caches only and heard nothing.
+        self.peers.refresh(wait=False)
+
     def _metadata_of(self, dataset: str) -> MetadataCache:
+        self._keep_up()
         cache = self._metadata.get(dataset)
         if cache is None:
             cache = MetadataCache(metadata_ttl(self.dataset(dataset)))

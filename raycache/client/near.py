@@ -29,8 +29,8 @@ class Near(Protocol):
     def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> None:
         """Have `blocks` in the local store on return, and `ahead` on their way."""
 
-    def open(self, version: ObjectVersion) -> LocalFile | None:
-        """A leased view of the local file, if there is one."""
+    def open(self, version: ObjectVersion, hit: bool = True) -> LocalFile | None:
+        """A leased view of the local file, if there is one; `hit`: whether that counts as a use for eviction."""
 
     def stream(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
         """Blocks with their CRC32C, kept or not."""
@@ -68,14 +68,14 @@ class WorkerNear:
     def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> None:
         self._peers.call(self._worker, "ensure", ensure_to_wire(version, blocks, ahead), ENSURE_TIMEOUT_S)
 
-    def open(self, version: ObjectVersion) -> LocalFile | None:
+    def open(self, version: ObjectVersion, hit: bool = True) -> LocalFile | None:
         paths = tuple(self._worker.stores.get(version.dataset, ()))
         if not paths:
             return None
         view = self._views.get(paths)
         if view is None:
             view = self._views[paths] = StoreView(paths)
-        return view.open(version)
+        return view.open(version, hit=hit)
 
     def stream(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
         return self._peers.stream_blocks(self._worker, version, blocks)
@@ -99,8 +99,8 @@ class EngineNear:
     def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> None:
         self._engine.ensure(version, blocks, ahead)
 
-    def open(self, version: ObjectVersion) -> LocalFile | None:
-        return self._engine.open_local(version)
+    def open(self, version: ObjectVersion, hit: bool = True) -> LocalFile | None:
+        return self._engine.open_local(version, hit)
 
     def stream(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
         return self._engine.stream(version, blocks)

@@ -30,8 +30,10 @@ WINDOW = 8 * MiB
 """Bytes that one request to the node's cache waits for; copying them out overlaps with fetching the next."""
 
 AHEAD_MIN = 8 * MiB
-AHEAD_MAX = 128 * MiB
-"""Bounds of sequential readahead, bytes: it doubles while a reader stays sequential (as the kernel's does)."""
+AHEAD_MAX = 256 * MiB
+AHEAD_GROWTH = 4
+"""Sequential readahead, bytes: it grows while a reader stays sequential, as the kernel's does. At its largest it is
+twice what is fetched at a time, so that the fetches never wait for the reader."""
 
 BYPASS_READS = 64
 """Slow reads that go round a full cache before it is asked again."""
@@ -162,20 +164,26 @@ class ObjectReader:
             return False
         if offset == self._expected:
             self._expected = offset + length
-            # Half of what is on its way has been read: send for more, before the reader has to wait.
-            half = self._ahead // self.version.block_size // 2
-            if self._ahead and blocks.stop + half > self._ahead_stop and self._lock.acquire(blocking=False):
+            if self._ahead and self._lock.acquire(blocking=False):
                 try:
-                    self._prefetch(blocks.stop)
+                    self._keep_ahead(blocks, offset + length)
                 finally:
                     self._lock.release()
         return True
 
-    def _prefetch(self, block: int) -> None:
-        self._ahead = min(AHEAD_MAX, 2 * self._ahead)
-        start = max(block, self._ahead_stop)
-        stop = min(block + self._ahead // self.version.block_size, self.version.block_count)
+    def _reach(self, blocks: range, end: int) -> int:
+        """The block up to which fetches should be on their way while `blocks` are read for a request up to `end`."""
+        per_block = self.version.block_size
+        requested = min(-(-end // per_block), blocks.stop + AHEAD_MAX // per_block)
+        return min(max(requested, blocks.stop + self._ahead // per_block), self.version.block_count)
+
+    def _keep_ahead(self, blocks: range, end: int) -> None:
+        """Send for more once a quarter of what was on its way has been read, before the reader has to wait."""
+        stop = self._reach(blocks, end)
+        if 4 * (self._ahead_stop - blocks.stop) > 3 * (stop - blocks.stop):
+            return
         near = self._client.near(self.version.dataset) if not self._bypass else None
+        start = max(blocks.stop, self._ahead_stop)
         if near is None or stop <= start:
             return
         self._ahead_stop = stop
@@ -191,7 +199,7 @@ class ObjectReader:
             if self._closed:
                 raise ValueError("read of a closed reader")
             if offset == self._expected:
-                self._ahead = min(AHEAD_MAX, max(AHEAD_MIN, 2 * self._ahead))
+                self._ahead = min(AHEAD_MAX, max(AHEAD_MIN, AHEAD_GROWTH * self._ahead))
             else:
                 self._ahead = self._ahead_stop = 0
             end = offset + len(buffer)
@@ -235,14 +243,13 @@ class ObjectReader:
         for _ in range(2):
             local = self._open_local()
             if local is not None and local.has(blocks):
+                self._keep_ahead(blocks, end)
                 return True
             if local is not None and self._is_gone(local):
                 local = self._open_local()
             if near is None:
                 return False
-            per_block = self.version.block_size
-            wanted = max(-(-end // per_block), blocks.stop + self._ahead // per_block)
-            stop = min(wanted, blocks.stop + AHEAD_MAX // per_block, self.version.block_count)
+            stop = self._reach(blocks, end)
             if not self._ensure(near, blocks, range(blocks.stop, max(stop, blocks.stop))):
                 return False
             self._ahead_stop = max(self._ahead_stop, stop)
@@ -284,7 +291,8 @@ class ObjectReader:
 
     def _open_local(self) -> LocalFile | None:
         if self._local is None and not self._closed:
-            self._local = self._client.open_local(self.version)
+            # What this reader has just had fetched is not a second use of it, as far as eviction is concerned.
+            self._local = self._client.open_local(self.version, hit=self._ahead_stop == 0)
         return self._local
 
     def _read_far(self, offset: int, buffer: memoryview, blocks: range) -> None:

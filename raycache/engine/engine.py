@@ -254,9 +254,14 @@ class Engine:
         with store.fill(version, secondary=True) as filling:  # primary stays primary
             return tuple(filling.recheck(blocks))
 
-    def open_local(self, version: ObjectVersion) -> LocalFile | None:
-        """A leased view of the object's local file, if there is one."""
-        return self.volume(version.dataset).store.lease(version)
+    def open_local(self, version: ObjectVersion, hit: bool = True) -> LocalFile | None:
+        """A leased view of the object's local file, if there is one.
+
+        Args:
+            version: the object.
+            hit: whether this counts as a use of it, for eviction.
+        """
+        return self.volume(version.dataset).store.lease(version, hit=hit)
 
     def cached_bytes(self, version: ObjectVersion, blocks: range | None = None) -> int:
         """Bytes of this version, or only of some blocks of it, in the local store."""

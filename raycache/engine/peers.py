@@ -59,6 +59,7 @@ class Peers:
         self._refreshed_at = clock()
         self._lock = threading.Lock()
         self._asking = threading.Lock()
+        self._unanswered = False
 
     @property
     def membership(self) -> Membership:
@@ -76,10 +77,18 @@ class Peers:
         if epoch > self._membership.epoch:
             self.refresh()
 
-    def refresh(self) -> None:
-        """Ask for a newer membership, at most once a second; if somebody is at it, wait for what they hear."""
-        # Without the wait, all but one of the threads that a lost worker fails would go on with what is old.
-        if self._refresh is None or not self._asking.acquire(timeout=REFRESH_PATIENCE_S):
+    def refresh(self, wait: bool = True) -> None:
+        """Ask for a newer membership, at most once a second.
+
+        Args:
+            wait: if another thread is asking, wait for what it hears. Without that, all but one of the threads
+                that a lost worker fails would go on with what is old.
+        """
+        if self._refresh is None:
+            return
+        if not self._asking.locked() and self._clock() - self._refreshed_at < REFRESH_INTERVAL_S:
+            return
+        if not self._asking.acquire(blocking=wait, timeout=REFRESH_PATIENCE_S if wait else -1):
             return
         try:
             now = self._clock()
@@ -87,10 +96,15 @@ class Peers:
                 return
             self._refreshed_at = now
             newer = self._refresh(self._membership.epoch)
+            self._unanswered = False
             if newer is not None:
                 self.update(newer)
         except RaycacheError as error:
-            log.warning("membership not refreshed, going on with epoch %d: %s", self._membership.epoch, error)
+            level = logging.DEBUG if self._unanswered else logging.WARNING  # once, not every second
+            self._unanswered = True
+            log.log(
+                level, "membership not refreshed, going on with epoch %d: %s", self._membership.epoch, error
+            )
         finally:
             self._asking.release()
 
