@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import threading
 import uuid
@@ -47,6 +48,9 @@ Replicas = int | Literal["all"]
 
 STATE_TIMEOUT_S = 10.0
 """Longest wait for a worker to say what the cluster looks like."""
+
+ATTEMPTS = 3
+"""Workers that are asked for a newer state before the client goes on with the one it has."""
 
 EMBEDDED = "embedded:"
 """Prefix of an address that names a spec file instead of a cluster."""
@@ -212,9 +216,11 @@ class _StateOverFlight:
 
     def __call__(self, known_epoch: int) -> ClusterState | None:
         failure: RaycacheError | None = None
-        for address in dict.fromkeys([*self._known, *self._seeds]):
-            if known_epoch >= 0 and self._pool.is_down(address):
-                continue
+        candidates = list(dict.fromkeys([*self._known, *self._seeds]))
+        if known_epoch >= 0:  # a reader waits: leave out those that did not answer lately, and try few
+            candidates = [address for address in candidates if not self._pool.is_down(address)]
+            candidates = random.sample(candidates, min(ATTEMPTS, len(candidates)))
+        for address in candidates:
             try:
                 answer = self._pool.get(address).call("state", {"known_epoch": known_epoch}, STATE_TIMEOUT_S)
             except WorkerUnavailableError as error:

@@ -13,10 +13,11 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from raycache.actors import kv as keys
 from raycache.actors.answers import unwrap
 from raycache.actors.coordinator import NAME, start_coordinator
-from raycache.actors.kv import RayKv
+from raycache.actors.kv import RayKv, get_json
 from raycache.actors.reservation import release_all
-from raycache.actors.seat import why_died
-from raycache.errors import ClusterUnavailableError, OperationFailedError
+from raycache.actors.seat import first_line, why_died
+from raycache.actors.volumes import Purge
+from raycache.errors import ClusterUnavailableError, OperationFailedError, RaycacheError
 from raycache.settings import NAMESPACE
 from raycache.spec import TierSpec
 
@@ -26,6 +27,7 @@ RESTART_S = 30.0
 """Longest wait for a coordinator that died: Ray needs about two seconds to restart it."""
 
 CALL_TIMEOUT_S = 150.0
+WORKER_STOP_S = 60.0
 
 DEFAULT_TIERS = (
     TierSpec(medium="MEM", path="/dev/shm", quota_ratio=0.1, huge_pages=True),
@@ -123,6 +125,10 @@ def stop(purge: bool) -> dict[str, Any]:
     """
     try:
         result: dict[str, Any] = Control().call("stop", purge, timeout_s=200.0)
+    except ClusterUnavailableError:
+        if not _actors():
+            raise
+        result = _stop_without_coordinator(purge)
     finally:
         _kill_all()
     if result["problems"]:
@@ -133,18 +139,41 @@ def stop(purge: bool) -> dict[str, Any]:
     return {"workers": result["workers"]}
 
 
+def _actors() -> dict[str, Any]:
+    """Handles of all actors of raycache, by name, whatever state they are in."""
+    found = {}
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith("raycache-"):
+            try:
+                found[actor["name"]] = ray.get_actor(actor["name"], namespace=NAMESPACE)
+            except ValueError:
+                log.info("actor %s has just ended", actor["name"])
+    return found
+
+
+def _stop_without_coordinator(purge: bool) -> dict[str, Any]:
+    """What `Coordinator.stop` does, for a cluster whose coordinator was ended for good."""
+    what: Purge = "everything" if purge else "memory"
+    wires = (get_json(RayKv(), keys.STATE) or {"datasets": {}})["datasets"]
+    workers = {name: actor for name, actor in _actors().items() if name != NAME}
+    problems: dict[str, str] = {}
+    for method, arguments in (("sweep", (wires, what)), ("stop", (what,))):
+        refs = {getattr(actor, method).remote(*arguments): name for name, actor in workers.items()}
+        for ref, name in refs.items():
+            try:
+                unwrap(ray.get(ref, timeout=WORKER_STOP_S))
+            except (RayError, RaycacheError) as error:
+                problems[name] = first_line(str(error))
+    return {"workers": len(workers), "problems": problems}
+
+
 def _kill_all() -> None:
-    """End every actor of raycache, whatever state it is in, the coordinator first: it would restart workers."""
-    names = [
-        actor["name"]
-        for actor in ray.util.list_named_actors(all_namespaces=True)
-        if actor["namespace"] == NAMESPACE and actor["name"].startswith("raycache-")
-    ]
-    for name in sorted(names, key=lambda name: name != NAME):
+    """End every actor of raycache, the coordinator first: it would restart workers. Forget the cluster's state."""
+    for _, actor in sorted(_actors().items(), key=lambda item: item[0] != NAME):
         try:
-            ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
-        except (ValueError, RayActorError) as error:
-            log.info("actor %s not killed: %s", name, error)
+            ray.kill(actor, no_restart=True)
+        except RayActorError as error:
+            log.info("an actor was not killed: %s", error)
     release_all()
     kv = RayKv()
     for key in keys.RUNNING:

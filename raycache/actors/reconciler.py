@@ -237,7 +237,8 @@ class Reconciler:
                 if verdict == "reserved":
                     if node_id in chosen:
                         plan[node_id][name] = dataset
-                    self._refused.pop((name, node_id), None)
+                    elif self._refused.pop((name, node_id), None):
+                        undecided.add(name)  # the next look may choose it
                 elif name in seat.synced:  # it changed its size: the old one stands until this is decided
                     plan[node_id][name] = seat.synced[name]
                 if verdict == "pending":
