@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobserver import JobServer
+from tests.support.raycluster import until
+from tests.support.s3proxy import ProxyProcess
 from tests.support.seaweed import REGION, SeaweedS3
 
 MiB = 1 << 20
@@ -303,6 +305,45 @@ def test_a_signal_ends_the_command(jobs: JobServer, applied: Path) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def test_ctrl_c_leaves_a_load_running(
+    jobs: JobServer, raycache: Run, s3_server: SeaweedS3, data: str, tmp_path: Path
+) -> None:
+    assert raycache("start").returncode == 0
+    spec = tmp_path / "slow.yaml"
+    with ProxyProcess(s3_server.address) as proxy:
+        text = spec_text(s3_server, data, tmp_path / "cache", name="slow").replace(
+            s3_server.endpoint, proxy.endpoint
+        )
+        spec.write_text(text.rpartition("---")[0])  # without its DataLoad
+        try:
+            assert raycache("apply", "-f", str(spec)).returncode == 0
+            proxy.set_bandwidth(2 * MiB)
+            process = subprocess.Popen(
+                [f"{os.path.dirname(sys.executable)}/raycache", "load", "slow", "--json"],
+                env=jobs.environ | {"RAY_ADDRESS": jobs.address},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            assert process.stdout is not None
+            name = json.loads(process.stdout.readline())["name"]
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == 130
+            assert f"dataload/{name} goes on" in errors
+            assert "Traceback" not in errors
+            proxy.set_bandwidth(0)
+            until(
+                lambda: (
+                    json.loads(raycache("get", f"load/{name}", "-o", "json").stdout)["phase"] == "Complete"
+                ),
+                "the load is complete",
+                90,
+            )
+        finally:
+            raycache("delete", "--ignore-not-found", "-f", str(spec))
 
 
 def test_stop_and_what_comes_after(raycache: Run) -> None:
