@@ -90,6 +90,7 @@ class Coordinator:
             tiers = [TierSpec.model_validate(tier) for tier in default_tiers]
             with self._applying:
                 self._take(self._catalog.with_default_tiers(tiers))
+        self._reconciler.look(timeout_s)
         self._reconciler.wait(self._reconciler.staffed, timeout_s)
         seats = self._reconciler.seats()
         return {

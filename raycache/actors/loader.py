@@ -45,11 +45,13 @@ METADATA_TIMEOUT_S = 60.0
 VERIFY_BATCH = 2000
 """Segments per question at the end: about 700 KiB of a request's 4 MiB."""
 
-ROUNDS = 4
-"""How often what is missing at the end is fetched again: workers may have died or come while it ran."""
+ROUNDS = 8
+"""How often at most what is missing at the end is fetched: workers may have died or come while it ran."""
 
 ROUND_PAUSE_S = 3.0
 """Seconds between rounds when a worker did not answer: Ray needs about two to restart it."""
+
+_AWAY = WorkerUnavailableError.__name__
 
 Replicas = int | Literal["all"]
 
@@ -145,6 +147,8 @@ class Load:
         self._progressed = progressed
         self._cancelled = cancelled
         self._reasons: dict[str, str] = {}
+        """Why something is missing, by path: what the last round met."""
+        self._no_room: set[str] = set()
 
     def run(self) -> Outcome:
         """Load, and count.
@@ -171,6 +175,7 @@ class Load:
             todo = [part for part in admitted if absent.get(part)]
             if attempt and self._cancelled.wait(ROUND_PAUSE_S if self._unsteady() else 0):
                 break
+            self._reasons.clear()
             self._fetch(todo, holders, total - sum(absent.values()))
             absent = self._absent(parts)
             self._progressed(total - sum(absent.values()))
@@ -235,10 +240,7 @@ class Load:
             everywhere += part.size if part.copies == holders else 0
             if need > room or everywhere > least:
                 everywhere -= part.size if part.copies == holders else 0
-                self._reasons.setdefault(
-                    part.version.path,
-                    "there is no room for it in the cache's capacity; raise the quota, or load less",
-                )
+                self._no_room.add(part.version.path)
                 continue
             room -= need
             admitted.append(part)
@@ -311,7 +313,10 @@ class Load:
         by_id: dict[str, list[_Part]] = defaultdict(list)
         workers: dict[str, Worker] = {}
         for part in parts:
-            for worker in self._keepers(part):
+            keepers = self._keepers(part)
+            if len(keepers) < part.copies:
+                self._reasons[part.version.path] = f"{_AWAY}: a worker that should hold it is being restarted"
+            for worker in keepers:
                 workers[worker.id] = worker
                 by_id[worker.id].append(part)
         for worker_id, held in by_id.items():
@@ -339,15 +344,18 @@ class Load:
         for part, count in absent.items():
             if count:
                 by_path[part.version.path] += count
-        reason = "it was evicted again: the cache is too small, or others use it"
-        return tuple(
-            Missing(path, count, self._reasons.get(path, reason)) for path, count in sorted(by_path.items())
-        )
+
+        def reason(path: str) -> str:
+            if path in self._no_room:
+                return "there is no room for it in the cache's capacity; raise the quota, or load less"
+            return self._reasons.get(path, "it was evicted again: the cache is too small, or others use it")
+
+        return tuple(Missing(path, count, reason(path)) for path, count in sorted(by_path.items()))
 
     # -- going on -----------------------------------------------------------------------------------------
 
     def _unsteady(self) -> bool:
-        return any(WorkerUnavailableError.__name__ in reason for reason in self._reasons.values())
+        return any(reason.startswith(_AWAY) for reason in self._reasons.values())
 
     def _worth_repeating(self, attempt: int) -> bool:
         # What the store refuses, it refuses again; one repetition shows that an owner did not merely change.

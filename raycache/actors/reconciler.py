@@ -59,6 +59,9 @@ class Reconciler:
         )
         self._forgotten: set[str] = set()
         self._refused: dict[tuple[str, str], str] = {}
+        self._held_back: set[str] = (
+            set()
+        )  # nodes that hold something of which it is not known yet if it may stay
         self._settled: dict[str, int] = {}
         state = get_json(kv, keys.STATE)
         self._published: dict[str, ResolvedDataset] = {}
@@ -103,6 +106,12 @@ class Reconciler:
         with self._changed:
             return self._changed.wait_for(condition, timeout_s)
 
+    def look(self, timeout_s: float) -> None:
+        """Look at the cluster as it is now; nodes that have just joined are known afterwards."""
+        now = self._ticks
+        self._wake.set()
+        self.wait(lambda: self._ticks >= now + 2, timeout_s)  # one of them began after this call
+
     def settled(self, datasets: Mapping[str, ResolvedDataset]) -> bool:
         """Whether every holder of these has them, in this generation, or has said why not, and it is published."""
         return all(self._settled.get(name) == dataset.generation for name, dataset in datasets.items())
@@ -121,7 +130,7 @@ class Reconciler:
 
     def problems(self, dataset: str) -> dict[str, str]:
         """Why nodes that should hold a dataset do not, by node id."""
-        found = {node: why for (name, node), why in self._refused.items() if name == dataset}
+        found = {node: why for (name, node), why in dict(self._refused).items() if name == dataset}
         for seat in self.seats():
             failure = seat.failures.get(dataset)
             if failure is not None:
@@ -188,7 +197,7 @@ class Reconciler:
             return False
         plan, undecided = self._plan(wanted, now)
         self._tell(plan, now)
-        unsettled = {name for name in wanted if name in undecided or not self._attached(wanted[name], plan)}
+        unsettled = {name for name in wanted if name in undecided or not self._attached(name, plan)}
         changed = self._publish(wanted, unsettled, now)
         with self._changed:
             if self._wanted == wanted:
@@ -198,18 +207,21 @@ class Reconciler:
 
     def _find_nodes(self, now: float) -> None:
         alive = {row["NodeID"]: row for row in ray.nodes() if row["Alive"]}
-        for node_id in [node_id for node_id in self._seats if node_id not in alive]:
-            log.warning("node %s is gone", node_id)
-            self._seats.pop(node_id).dismiss()
+        seats = {node_id: seat for node_id, seat in self._seats.items() if node_id in alive}
+        gone = [seat for node_id, seat in self._seats.items() if node_id not in alive]
         for node_id, row in alive.items():
-            if node_id not in self._seats:
+            if node_id not in seats:
                 node = Node(
                     node_id,
                     row["NodeManagerAddress"],
                     row.get("Labels") or {},
                     int(row["Resources"].get("memory", 0)),
                 )
-                self._seats[node_id] = Seat(node, now)
+                seats[node_id] = Seat(node, now)
+        self._seats = seats  # a new table: other threads may be going through the old one
+        for seat in gone:
+            log.warning("node %s is gone", seat.node.id)
+            seat.dismiss()
 
     def _plan(
         self, wanted: Mapping[str, ResolvedDataset], now: float
@@ -218,6 +230,7 @@ class Reconciler:
         plan: dict[str, dict[str, ResolvedDataset]] = {node_id: {} for node_id in self._seats}
         undecided: set[str] = set()
         keep = set()
+        self._held_back = set()
         for name, dataset in wanted.items():
             refused = {node for (refused, node) in self._refused if refused == name}
             holding = {seat.node.id for seat in self.holders(name)}
@@ -239,8 +252,10 @@ class Reconciler:
                         plan[node_id][name] = dataset
                     elif self._refused.pop((name, node_id), None):
                         undecided.add(name)  # the next look may choose it
-                elif name in seat.synced:  # it changed its size: the old one stands until this is decided
+                elif name in seat.synced:  # it is to change its size there: the old one stands meanwhile
                     plan[node_id][name] = seat.synced[name]
+                elif name in seat.generations and verdict == "pending":
+                    self._held_back.add(node_id)
                 if verdict == "pending":
                     undecided.add(name)
                 elif verdict == "refused" and (name, node_id) not in self._refused:
@@ -259,7 +274,9 @@ class Reconciler:
         # One at a time per machine, in order: after a restart each finds the directories it had before.
         busy = {seat.host_id for seat in self.seats() if seat.syncing}
         for seat in self.seats():
-            if seat.report is not None and seat.host_id not in busy and seat.behind(plan[seat.node.id], now):
+            if seat.report is None or seat.host_id in busy or seat.node.id in self._held_back:
+                continue
+            if seat.behind(plan[seat.node.id], now):
                 seat.tell(plan[seat.node.id], now)
                 busy.add(seat.host_id)
 
@@ -291,12 +308,13 @@ class Reconciler:
         self._membership, self._last_ids, self._published = membership, last_ids, datasets
         return True
 
-    def _attached(self, dataset: ResolvedDataset, plan: Mapping[str, Mapping[str, ResolvedDataset]]) -> bool:
+    def _attached(self, name: str, plan: Mapping[str, Mapping[str, ResolvedDataset]]) -> bool:
         """Whether every worker that should hold a dataset, and answers, has it or has said why not."""
         for seat in self.seats():
-            if dataset.name in plan[seat.node.id] and seat.report is not None:
-                failure = seat.failures.get(dataset.name, {})
-                if dataset.generation not in (seat.generations.get(dataset.name), failure.get("generation")):
+            planned = plan[seat.node.id].get(name)
+            if planned is not None and seat.report is not None:
+                failed = seat.failures.get(name, {}).get("generation")
+                if planned.generation not in (seat.generations.get(name), failed):
                     return False
         return True
 

@@ -6,6 +6,8 @@ import hashlib
 import os
 import random
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -358,6 +360,13 @@ def test_memory_that_ray_cannot_reserve_leaves_the_node_out(cache: Cache) -> Non
     assert cache.read("file") == noise(MiB)
     assert cache.proxy.stats().GET == 0
     assert cache.row()["cache_capacity"] == 3 * (96 + 256) * MiB
+    # One that cannot be had leaves the old one as it is.
+    cache.apply(mem="3Gi")
+    row = cache.row()
+    assert (row["phase"], row["cache_capacity"]) == ("Bound", 3 * (96 + 256) * MiB)
+    assert "to reserve" in row["reason"]
+    assert cache.read("file") == noise(MiB)
+    assert cache.proxy.stats().GET == 0
 
 
 def test_secrets_are_nowhere_to_be_seen(cache: Cache) -> None:
@@ -408,3 +417,57 @@ def test_start_twice_is_fine_and_stop_works_without_a_coordinator(cache: Cache) 
     with pytest.raises(raycache.ClusterUnavailableError, match="raycache start"):
         api.stop(cache.cluster.address)
     api.start(cache.cluster.address)
+
+
+OUTSIDER = """
+import sys
+from contextlib import closing
+import raycache
+with closing(raycache.connect().open("ds", "file")) as reader:
+    sys.stdout.buffer.write(reader.read_at(0, reader.size))
+import ray
+assert not ray.is_initialized()
+with raycache.local_path("raycache://ds/file") as path:
+    assert path.startswith(sys.argv[1]), path
+raycache.disconnect()
+"""
+
+
+def test_a_plain_process_of_a_node_reads_without_joining_the_cluster(cache: Cache) -> None:
+    cache.put("file", noise(MiB))
+    cache.apply()
+    run = subprocess.run(
+        [sys.executable, "-c", OUTSIDER, str(cache.directory)],
+        env=os.environ | {"RAY_ADDRESS": cache.cluster.address},
+        capture_output=True,
+        timeout=120,
+    )
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert run.stdout == noise(MiB)
+
+
+WITHOUT_PACKAGE = """
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name == "raycache":
+            raise ModuleNotFoundError("No module named 'raycache'", name=name)
+sys.meta_path.insert(0, Without())
+"""
+
+
+def test_nodes_without_the_package_are_named_with_a_hint(cache: Cache, tmp_path: Path) -> None:
+    # Every Python process of the node runs this first.
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_PACKAGE)
+    node = cache.cluster.add_node(env_vars={"PYTHONPATH": str(tmp_path)})
+    try:
+        result = api.start(cache.cluster.address)
+        assert (result["nodes"], result["workers"]) == (4, 3)
+        assert list(result["problems"]) == [node.node_id]
+        assert "install it on every node" in result["problems"][node.node_id]
+        cache.put("file", noise(MiB))
+        cache.apply()
+        assert cache.read("file") == noise(MiB)
+    finally:
+        cache.cluster.remove_node(node)
+    until(lambda: cache.admin.status()["nodes"] == 3, "it is gone")
