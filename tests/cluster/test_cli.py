@@ -107,16 +107,14 @@ def spec(s3_server: SeaweedS3, data: str, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
-@pytest.fixture
-def applied(raycache: Run, spec: Path) -> Iterator[Path]:
-    """The spec, applied to a started raycache; deleted after the test."""
+@pytest.fixture(scope="module")
+def applied(raycache: Run, spec: Path) -> Path:
+    """The spec, applied to a started raycache."""
     started = raycache("start")
     assert started.returncode == 0, started.stderr
     result = raycache("apply", "-f", str(spec))
     assert result.returncode == 0, result.stderr
-    yield spec
-    result = raycache("delete", "--ignore-not-found", "-f", str(spec))
-    assert result.returncode == 0, result.stderr
+    return spec
 
 
 def has_ended(pid: int) -> bool:
@@ -206,12 +204,12 @@ def test_load_as_json(raycache: Run, applied: Path) -> None:
 
 
 def test_a_load_that_does_not_fit_fails_with_what_is_missing(
-    raycache: Run, applied: Path, tmp_path: Path
+    raycache: Run, applied: Path, s3_server: SeaweedS3, data: str, tmp_path: Path
 ) -> None:
     small = tmp_path / "small.yaml"
-    small.write_text(applied.read_text().replace("64Mi", "10Mi"))
+    small.write_text(spec_text(s3_server, data, tmp_path / "cache", name="small").replace("64Mi", "10Mi"))
     assert raycache("apply", "-f", str(small)).returncode == 0
-    result = raycache("load", "ds")
+    result = raycache("load", "small")
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert "  missing: " in result.stderr
