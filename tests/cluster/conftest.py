@@ -27,7 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.leaks_allowed("Ray keeps connections of its own"))
 
 
-@pytest.fixture(scope="session", name="ray_cluster")
+# Not for the whole session: Ray's own connections would look like leaks of the tests after these.
+@pytest.fixture(scope="package", name="ray_cluster")
 def _ray_cluster() -> Iterator[RayCluster]:
     """Three nodes on this machine; this process is a driver on the head node."""
     with raycluster.ray_cluster(3) as cluster:

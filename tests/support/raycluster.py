@@ -56,22 +56,37 @@ class RayCluster:
 
 
 @contextlib.contextmanager
+def _environment(directory: str) -> Iterator[None]:
+    """What Ray must find in the environment: this process's, and with it that of the processes it starts."""
+    values = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # A directory of this cluster's own, and short: the paths of Unix sockets are limited to 107 bytes.
+        "RAY_TMPDIR": directory,
+        # A killed node is noticed within about three seconds, not fifteen; one that is only slow is left alone.
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "10000",
+        "RAY_health_check_failure_threshold": "3",
+    }
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
 def ray_cluster(nodes: int = 3, **head: Any) -> Iterator[RayCluster]:
     """A cluster of `nodes` nodes; more arguments for the head node. Its files are in a directory of its own."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    # A killed node is noticed within about three seconds, not fifteen; one that is only slow is left alone.
-    os.environ.update(
-        RAY_health_check_period_ms="1000",
-        RAY_health_check_timeout_ms="10000",
-        RAY_health_check_failure_threshold="3",
-    )
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    # Ray Data would start 32 actors to read Parquet footers, and a thread that outlives the cluster's directory.
-    os.environ["RAY_DATA_PARQUET_FOOTER_NUM_ACTORS"] = "2"
-    os.environ["RAY_DATA_USAGE_DISABLED"] = "1"
-    with tempfile.TemporaryDirectory(prefix="rct-", ignore_cleanup_errors=True) as directory:
-        # A directory of this cluster's own, and short: the paths of Unix sockets are limited to 107 bytes.
-        os.environ["RAY_TMPDIR"] = directory
+    with (
+        tempfile.TemporaryDirectory(prefix="rct-", ignore_cleanup_errors=True) as directory,
+        _environment(directory),
+    ):
         import ray
         from ray.cluster_utils import Cluster
 
