@@ -7,50 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import shutil
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from raycache.actors import cluster_state, host, joining, local_cluster, volumes
+from raycache.actors import cluster_state, embedding, host, joining, local_cluster
 from raycache.actors.catalog import document_to_wire
 from raycache.actors.kv import GcsKv, Kv, RayKv
+from raycache.actors.outside import StateOverFlight
 from raycache.blocks import clean_path
-from raycache.client import Client, ClusterState
-from raycache.engine import Engine, Peers
-from raycache.errors import (
-    ClusterUnavailableError,
-    RaycacheError,
-    SpecError,
-    WorkerUnavailableError,
-)
-from raycache.flight import PeerPool
-from raycache.membership import Membership
-from raycache.metrics import Metrics
+from raycache.client import Client
+from raycache.errors import ClusterUnavailableError, SpecError
 from raycache.settings import Settings
-from raycache.spec import (
-    CacheRuntime,
-    Dataset,
-    Document,
-    ResolvedDataset,
-    Secret,
-    TierSpec,
-    resolve,
-    runtime_for,
-)
-
-if TYPE_CHECKING:
-    from raycache.spec import Resource
+from raycache.spec import Document, ResolvedDataset, TierSpec
 
 Replicas = int | Literal["all"]
-
-STATE_TIMEOUT_S = 10.0
-"""Longest wait for a worker to say what the cluster looks like."""
-
-ATTEMPTS = 3
-"""Workers that are asked for a newer state before the client goes on with the one it has."""
 
 EMBEDDED = "embedded:"
 """Prefix of an address that names a spec file instead of a cluster."""
@@ -131,38 +103,7 @@ def embedded(datasets: Sequence[ResolvedDataset], cache_dir: str = "", quota: in
     Raises:
         SpecError, AccessDeniedError, CacheFullError, StoreBusyError: the cache cannot be opened.
     """
-    cache_dir = cache_dir or Settings.from_environ().cache_dir
-    metrics = Metrics()
-    engine = _EmbeddedEngine(Peers(PeerPool(), Membership()), metrics)
-    try:
-        for dataset in datasets:
-            if cache_dir:
-                os.makedirs(cache_dir, mode=0o700, exist_ok=True)
-                free = shutil.disk_usage(cache_dir).free // 2
-                tier = TierSpec(medium="SSD", path=os.path.abspath(cache_dir), quota=quota or free)
-                dataset = dataset.model_copy(update={"tiers": [tier]})
-            volume = volumes.LocalVolume(dataset, metrics)
-            engine.volumes_here.append(volume)
-            engine.attach(dataset, volume.store)
-    except BaseException:
-        engine.close()
-        raise
-    state = ClusterState(Membership(), {dataset.name: dataset for dataset in datasets})
-    return Client(state, engine=engine)
-
-
-class _EmbeddedEngine(Engine):
-    """An engine that gives its directories up when it is closed."""
-
-    def __init__(self, peers: Peers, metrics: Metrics) -> None:
-        super().__init__(peers, metrics)
-        self.volumes_here: list[volumes.LocalVolume] = []
-
-    def close(self) -> None:
-        super().close()
-        for volume in self.volumes_here:
-            volume.close("memory")
-        self.volumes_here.clear()
+    return embedding.open_embedded(datasets, cache_dir or Settings.from_environ().cache_dir, quota)
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -193,9 +134,9 @@ os.register_at_fork(after_in_child=_unlock_in_child)
 
 def _connect_to(address: str, token: str) -> Client:
     if address.startswith(EMBEDDED):
-        return embedded(_resolved_file(address.removeprefix(EMBEDDED)))
+        return embedded(embedding.datasets_in(address.removeprefix(EMBEDDED)))
     seeds = [part.strip() for part in address.split(",") if part.strip()]
-    asker = _StateOverFlight(seeds, token)
+    asker = StateOverFlight(seeds, token)
     try:
         state = asker(-1)
     except BaseException:
@@ -203,44 +144,6 @@ def _connect_to(address: str, token: str) -> Client:
         raise
     assert state is not None  # no cluster's epoch is -1
     return Client(state, refresh=asker, host_id=host.host_id())
-
-
-class _StateOverFlight:
-    """Asks workers for the cluster's state: those it knows, then those it was given at first."""
-
-    def __init__(self, seeds: Sequence[str], token: str) -> None:
-        self._seeds = list(seeds)
-        self._known: list[str] = []
-        self._token = token
-        self._pool = PeerPool(token)
-
-    def __call__(self, known_epoch: int) -> ClusterState | None:
-        failure: RaycacheError | None = None
-        candidates = list(dict.fromkeys([*self._known, *self._seeds]))
-        if known_epoch >= 0:  # a reader waits: leave out those that did not answer lately, and try few
-            candidates = [address for address in candidates if not self._pool.is_down(address)]
-            candidates = random.sample(candidates, min(ATTEMPTS, len(candidates)))
-        for address in candidates:
-            try:
-                answer = self._pool.get(address).call("state", {"known_epoch": known_epoch}, STATE_TIMEOUT_S)
-            except WorkerUnavailableError as error:
-                self._pool.mark_down(address)
-                failure = error
-                continue
-            self._pool.mark_up(address)
-            if "membership" not in answer:
-                return None
-            state = cluster_state.from_wire(answer, self._token)
-            self._known = [worker.address for worker in state.membership.workers]
-            return state
-        raise ClusterUnavailableError(
-            "no worker of the cluster answers",
-            where=",".join(self._seeds),
-            hint="is raycache running there, and the port reachable?",
-        ) from failure
-
-    def close(self) -> None:
-        self._pool.close()
 
 
 def _is_in_ray() -> bool:
@@ -262,22 +165,6 @@ def _connect_in_ray(address: str, joined: bool) -> Client:
         node_id=node_id,
         host_id=host.host_id(),
     )
-
-
-def _resolved_file(path: str) -> list[ResolvedDataset]:
-    """The datasets of a spec file. Raises SpecError and NotFoundError."""
-    from raycache.spec import load_files
-
-    documents = load_files([path])
-    models: list[Resource] = [document.model for document in documents]
-    runtimes = {model.name: model for model in models if isinstance(model, CacheRuntime)}
-    secrets = {model.name: model for model in models if isinstance(model, Secret)}
-    tiers = [TierSpec(medium="SSD", path=os.path.expanduser("~/.cache/raycache"), quota_ratio=0.1)]
-    return [
-        resolve(model, runtime_for(model, runtimes), secrets, tiers)
-        for model in models
-        if isinstance(model, Dataset)
-    ]
 
 
 # -- control ----------------------------------------------------------------------------------------------

@@ -1,0 +1,55 @@
+"""The cluster's state for a client outside the Ray cluster: asked of the workers, over Flight."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from raycache.actors import cluster_state
+from raycache.client import ClusterState
+from raycache.errors import ClusterUnavailableError, RaycacheError, WorkerUnavailableError
+from raycache.flight import PeerPool
+
+ATTEMPTS = 3
+"""Workers that are asked for a newer state before the client goes on with the one it has."""
+
+STATE_TIMEOUT_S = 10.0
+"""Longest wait for a worker to say what the cluster looks like."""
+
+
+class StateOverFlight:
+    """Asks workers for the cluster's state: those it knows, then those it was given at first."""
+
+    def __init__(self, seeds: Sequence[str], token: str) -> None:
+        self._seeds = list(seeds)
+        self._known: list[str] = []
+        self._token = token
+        self._pool = PeerPool(token)
+
+    def __call__(self, known_epoch: int) -> ClusterState | None:
+        failure: RaycacheError | None = None
+        candidates = list(dict.fromkeys([*self._known, *self._seeds]))
+        if known_epoch >= 0:  # a reader waits: leave out those that did not answer lately, and try few
+            candidates = [address for address in candidates if not self._pool.is_down(address)]
+            candidates = random.sample(candidates, min(ATTEMPTS, len(candidates)))
+        for address in candidates:
+            try:
+                answer = self._pool.get(address).call("state", {"known_epoch": known_epoch}, STATE_TIMEOUT_S)
+            except WorkerUnavailableError as error:
+                self._pool.mark_down(address)
+                failure = error
+                continue
+            self._pool.mark_up(address)
+            if "membership" not in answer:
+                return None
+            state = cluster_state.from_wire(answer, self._token)
+            self._known = [worker.address for worker in state.membership.workers]
+            return state
+        raise ClusterUnavailableError(
+            "no worker of the cluster answers",
+            where=",".join(self._seeds),
+            hint="is raycache running there, and the port reachable?",
+        ) from failure
+
+    def close(self) -> None:
+        self._pool.close()
