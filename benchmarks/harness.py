@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import mmap
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,19 @@ GiB = 1 << 30
 RESULTS = Path(__file__).parent / "results"
 
 
-def touch_memory(size: int) -> None:
-    """Use `size` bytes of memory and give them back.
+def touch_pages(directory: Path, size: int) -> None:
+    """Fill a file of `size` bytes in `directory` (a tmpfs) and remove it, so that its pages are free but present.
 
-    On a virtual machine the first touch of memory that the guest never used is many times slower than any
-    later one; it must not fall into a measurement.
+    A virtual machine gives memory that has been free for two seconds back to its host, and has to fetch it again
+    when it is touched: 10 to 30 times slower than memory that is there. That must not fall into a measurement, and
+    only pages of the same kind help (huge pages for huge pages).
     """
-    with mmap.mmap(-1, size) as memory:
-        chunk = bytes(MiB)
-        for offset in range(0, size - MiB + 1, MiB):
-            memory[offset : offset + MiB] = chunk
+    path = directory / "touch"
+    chunk = bytes(8 * MiB)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(size // len(chunk)):
+            file.write(chunk)
+    path.unlink()
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -103,18 +104,6 @@ def write_result(name: str, figures: Mapping[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n")
     return path
-
-
-@contextlib.contextmanager
-def quiet_ray() -> Iterator[None]:
-    """Environment of a private Ray cluster, for the time of the context."""
-    saved = dict(os.environ)
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)
 
 
 def progress(text: str) -> None:

@@ -29,7 +29,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from obstore.store import S3Store
 
-from benchmarks.harness import GiB, MiB, in_turn, progress, rate, ratio, touch_memory
+from benchmarks.harness import GiB, MiB, in_turn, progress, rate, ratio, touch_pages
 from tests.support.raycluster import ray_cluster
 from tests.support.s3proxy import ProxyProcess
 from tests.support.seaweed import SeaweedS3
@@ -133,7 +133,8 @@ class Bench:
         import raycache
 
         raycache.Admin().evict(dataset)
-        touch_memory(SIZE + SIZE // 4)
+        (worker,) = raycache.connect().peers.membership.workers
+        touch_pages(Path(worker.stores[dataset][0]), SIZE + 64 * MiB)
 
 
 @contextlib.contextmanager

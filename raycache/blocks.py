@@ -175,7 +175,9 @@ def clean_path(path: str) -> str:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise PathError(
-            "a path may not contain '..'", where=path, hint="name objects by their path from the dataset's root"
+            "a path may not contain '..'",
+            where=path,
+            hint="name objects by their path from the dataset's root",
         )
     if "\0" in path:
         raise PathError("a path may not contain a NUL byte", where=repr(path))

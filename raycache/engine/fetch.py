@@ -11,6 +11,7 @@ fetch from each other cannot block one another.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,8 +38,8 @@ log = logging.getLogger(__name__)
 FETCH_SIZE = 8 * MiB
 """Bytes per ranged GET: where S3 clients reach line rate at eight in parallel (measured; see docs/design)."""
 
-STORE_PARALLEL = 16
-"""Ranged GETs in flight per process."""
+STORE_PARALLEL = min(64, max(8, 4 * (os.cpu_count() or 1)))
+"""Ranged GETs in flight per process: enough to hide a store's latency, not so many that they fight for the cores."""
 
 PEER_PARALLEL = 16
 """Streams from other workers in flight per process."""

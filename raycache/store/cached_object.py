@@ -59,6 +59,8 @@ class CachedObject:
             by now. Final: whoever finds it so leaves the files alone and asks the store again.
         moving: one thread creates or moves the files; all others wait.
         busy: blocks that are being written or verified.
+        writing: held while bytes go into the data file. The kernel lets one writer at a time into a file anyway
+            (inode lock), and those that wait there spin: with 16 fetches that took more time than the writing.
         io: threads that use the descriptors right now.
         cost: bytes reserved in the tier for data and index.
     """
@@ -68,6 +70,7 @@ class CachedObject:
         self.id = version.object_id
         self.secondary = secondary
         self.cond = threading.Condition(threading.Lock())
+        self.writing = threading.Lock()
         self.tier: Tier | None = None
         self.header: index.Header | None = None
         self.states = bytearray()

@@ -245,7 +245,8 @@ class Filling:
         for run in runs(claim.blocks, len(claim.blocks)):
             offset, length = self.version.extent_of(run)
             start = offset - origin
-            files.pwrite_all(self._object.data_fd, view[start : start + length], offset)
+            with self._object.writing:
+                files.pwrite_all(self._object.data_fd, view[start : start + length], offset)
 
     def read(self, block: int) -> tuple[int, memoryview]:
         """A present block: its CRC32C and its bytes, which stay valid after the Filling is closed.

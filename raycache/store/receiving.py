@@ -1,20 +1,36 @@
 """Bytes that go into the store as they arrive from the network, piece by piece.
 
-Against collecting a whole fetch first, each piece is checksummed and written while the processor's cache still
-holds it, and no large buffer is allocated (and faulted in) for every fetch. What is visible does not change:
-the blocks become present together, after their last byte and their checksums are written.
+Against collecting a whole fetch first, a piece is checksummed and written while the processor's cache still holds
+it, and no large buffer is allocated (and faulted in) for every fetch. What is visible does not change: the blocks
+become present together, after their last byte and their checksums are written.
 """
 
 from __future__ import annotations
 
+import threading
 from types import TracebackType
 
 from crc32c import crc32c
 
+from raycache.blocks import MiB
 from raycache.errors import CacheFullError, IntegrityError
 from raycache.store import files
 from raycache.store.cached_object import CachedObject, Claim
 from raycache.store.space import Space
+
+STAGE = 2 * MiB
+"""Bytes written at once: a huge page (x86-64). A write that covers only part of a fresh one makes the kernel zero
+the rest of it first, which is then overwritten."""
+
+_local = threading.local()
+
+
+def _stage() -> memoryview:
+    """The calling thread's stage. One is enough: a thread receives one run at a time."""
+    stage: memoryview | None = getattr(_local, "stage", None)
+    if stage is None:
+        stage = _local.stage = memoryview(bytearray(STAGE))
+    return stage
 
 
 class Receiver:
@@ -29,7 +45,9 @@ class Receiver:
         self._claim: Claim | None = claim
         self._blocks = blocks
         self._extent = cached.version.extent_of(blocks)
-        self._at = 0
+        self._stage = _stage()
+        self._at = 0  # bytes written
+        self._staged = 0  # bytes waiting in the stage
         self._sums: list[int] = []
         self._running = 0
 
@@ -45,7 +63,7 @@ class Receiver:
 
     def restart(self) -> None:
         """Begin anew: the fetch failed and is repeated from its first byte."""
-        self._at, self._sums, self._running = 0, [], 0
+        self._at, self._staged, self._sums, self._running = 0, 0, [], 0
 
     def feed(self, piece: memoryview) -> None:
         """Take the next bytes.
@@ -54,25 +72,41 @@ class Receiver:
             IntegrityError: more bytes than the run has.
             CacheFullError: the device refuses them.
         """
-        if self._at + len(piece) > self._extent.length:
+        if self._at + self._staged + len(piece) > self._extent.length:
             raise IntegrityError("more bytes arrived than were due", where=self._object.version.path)
+        while piece:
+            # Up to where a huge page of the file ends, or the run does.
+            start = self._extent.offset + self._at
+            room = min(STAGE - start % STAGE, self._extent.length - self._at) - self._staged
+            part = piece[:room]
+            self._stage[self._staged : self._staged + len(part)] = part
+            self._staged += len(part)
+            if len(part) == room:
+                self._flush()
+            piece = piece[len(part) :]
+
+    def _flush(self) -> None:
+        data, self._staged = self._stage[: self._staged], 0
+        offset = self._extent.offset + self._at
+        size = self._object.version.block_size
+        while data:
+            part = data[: size - self._at % size]
+            self._running = crc32c(part, self._running)
+            self._at += len(part)
+            if self._at % size == 0 or self._at == self._extent.length:
+                self._sums.append(self._running)
+                self._running = 0
+            data = data[len(part) :]
+        data = self._stage[: self._extent.offset + self._at - offset]
         try:
-            files.pwrite_all(self._object.data_fd, piece, self._extent.offset + self._at)
+            with self._object.writing:
+                files.pwrite_all(self._object.data_fd, data, offset)
         except OSError as error:
             raise CacheFullError(
                 f"the cache device cannot take more: {error.strerror or error}",
                 where=self._object.data_path,
                 hint="free space on that filesystem, or lower the tier's quota",
             ) from error
-        size = self._object.version.block_size
-        while piece:
-            part = piece[: size - self._at % size]
-            self._running = crc32c(part, self._running)
-            self._at += len(part)
-            if self._at % size == 0 or self._at == self._extent.length:
-                self._sums.append(self._running)
-                self._running = 0
-            piece = piece[len(part) :]
 
     def commit(self) -> list[int]:
         """Make the blocks present; the CRC32C of each.
