@@ -19,8 +19,10 @@ from raycache.spec import ResolvedDataset
 
 log = logging.getLogger(__name__)
 
-SILENCE_S = 3.0
-"""Seconds without an answer after which a worker counts as gone. One that died is known to be at once."""
+SILENCE_S = 10.0
+"""Seconds without an answer after which a worker counts as gone: it is frozen, or cut off. One that died is known to
+be gone at once, and readers go round one that does not answer by themselves; so there is no haste, and a busy machine
+must not lose workers, whose share would then be fetched again."""
 
 START_S = 60.0
 """Seconds that a new worker may take for its first answer: on a busy node, Python and Ray start slowly."""
