@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -110,7 +111,7 @@ class Coordinator:
             datasets = catalog.datasets()
             self._check_loads(documents, datasets)
             changed = {n: d for n, d in datasets.items() if self._datasets.get(n) != d}
-            self._check(changed)
+            empty = self._check(changed)
             self._take(catalog)
             changes += [self._start_load(d) for d in documents if d.kind == "DataLoad"]
         self._reconciler.wait(lambda: self._reconciler.settled(changed), SETTLE_S)
@@ -118,7 +119,11 @@ class Coordinator:
             if change.action != "unchanged":
                 self._events.add(change.kind, change.name, change.action.capitalize(), "by an apply")
         order = {(d.kind, d.name): position for position, d in enumerate(documents)}
-        return [c.to_wire() for c in sorted(changes, key=lambda c: order[c.kind, c.name])]
+        changes = [
+            replace(c, warnings=c.warnings + empty.get(c.name, ())) if c.kind == "Dataset" else c
+            for c in sorted(changes, key=lambda c: order[c.kind, c.name])
+        ]
+        return [c.to_wire() for c in changes]
 
     @answered
     def delete(self, kind: str, name: str) -> None:
@@ -276,18 +281,26 @@ class Coordinator:
         self._reconciler.want(self._datasets)
         self._scans.want(self._datasets)
 
-    def _check(self, datasets: Mapping[str, ResolvedDataset]) -> None:
-        """See that datasets can be read and held, before anything changes. Raises what is wrong with one."""
+    def _check(self, datasets: Mapping[str, ResolvedDataset]) -> dict[str, tuple[str, ...]]:
+        """See that datasets can be read and held, before anything changes. Raises what is wrong with one.
+
+        Returns:
+            Warnings, by dataset, of mounts that hold nothing: a misspelt prefix looks like that.
+        """
         self._reconciler.wait(self._reconciler.staffed, SETTLE_S)
 
-        def check(dataset: ResolvedDataset) -> None:
+        def check(dataset: ResolvedDataset) -> tuple[str, ...]:
             with closing(DatasetSource(dataset)) as source:
-                source.check()
+                empty = source.check()
             self._reconciler.check(dataset)
+            return tuple(
+                f"dataset {dataset.name}: there is nothing (yet) in {uri}; is the mount point right?"
+                for uri in empty
+            )
 
         with ThreadPoolExecutor(8, thread_name_prefix="raycache-check") as pool:
-            for future in [pool.submit(check, dataset) for dataset in datasets.values()]:
-                future.result()
+            futures = {name: pool.submit(check, dataset) for name, dataset in datasets.items()}
+            return {name: future.result() for name, future in futures.items()}
 
     def _check_loads(self, documents: Sequence[Document], datasets: Mapping[str, ResolvedDataset]) -> None:
         for document in documents:

@@ -89,8 +89,12 @@ class UnderStore(Protocol):
     def pour(self, key: str, offset: int, length: int, expected: ObjectInfo, sink: Sink) -> None:
         """As `read`, but the bytes go to `sink` in pieces, as they arrive."""
 
-    def check(self) -> None:
-        """One cheap request that shows whether the mount can be read. Raises what is wrong, soon."""
+    def check(self) -> bool:
+        """One cheap request that shows whether the mount can be read. Raises what is wrong, soon.
+
+        Returns:
+            False if it shows that nothing is there, which in an object store a misspelt prefix looks like.
+        """
 
     def close(self) -> None:
         """Release connections; reads that are waiting for another try give up."""

@@ -143,10 +143,10 @@ class FsspecStore(Whole):
         self._metrics.add(STORE_BYTES, length)
         return data
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """See `UnderStore.check`."""
         try:
-            self._call(lambda: self._fs.ls(self._root or "/", detail=False), "", QUICK)
+            return bool(self._call(lambda: self._fs.ls(self._root or "/", detail=False), "", QUICK))
         except ObjectNotFoundError:
             hint = "check the mount point"
             raise BucketNotFoundError("the directory does not exist", where=self.uri, hint=hint) from None

@@ -62,9 +62,10 @@ class HttpStore(ObstoreStore):
             yield from level.files
             pending += level.directories
 
-    def check(self) -> None:
-        """See `UnderStore.check`."""
+    def check(self) -> bool:
+        """See `UnderStore.check`. That the index page is there is all that it shows."""
         self._list_call(lambda: obstore.get(self._store, ""), "", QUICK)
+        return True
 
     def _head_or_none(self, key: str) -> ObjectInfo | None:
         try:

@@ -103,10 +103,11 @@ class LocalDirectory(Whole):
         self._metrics.add(STORE_BYTES, length)
         return data
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """See `UnderStore.check`."""
         try:
-            os.scandir(self._root).close()
+            with os.scandir(self._root) as entries:
+                return next(entries, None) is not None
         except OSError as error:
             self._fail(error, self.uri)
 

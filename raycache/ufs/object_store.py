@@ -163,9 +163,11 @@ class ObstoreStore:
         if length:
             self._read(attempt, key, offset, length, expected)
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """See `UnderStore.check`."""
-        self._list_call(lambda: next(iter(obstore.list(self._store, chunk_size=1)), None), "", QUICK)
+        return bool(
+            self._list_call(lambda: next(iter(obstore.list(self._store, chunk_size=1)), None), "", QUICK)
+        )
 
     def close(self) -> None:
         """See `UnderStore.close`. Connections close with the last answer that still uses them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from raycache.blocks import FileInfo, ObjectVersion, clean_path
 from raycache.errors import ObjectNotFoundError, StaleObjectError
@@ -138,10 +138,14 @@ class DatasetSource:
             )
         return store, ObjectInfo(key, version.size, version.etag, version.mtime_ns)
 
-    def check(self) -> None:
-        """Show that every mount can be read. Raises what is wrong with the first that cannot."""
-        for path in sorted(self._mounts):
-            self._store(self._mounts[path]).check()
+    def check(self) -> Sequence[str]:
+        """Show that every mount can be read. Raises what is wrong with the first that cannot.
+
+        Returns:
+            URIs of the mounts that hold nothing.
+        """
+        stores = [self._store(self._mounts[path]) for path in sorted(self._mounts)]
+        return [store.uri for store in stores if not store.check()]
 
     def close(self) -> None:
         """Close the stores; reads that wait for another try give up. A later call opens them again."""

@@ -192,6 +192,17 @@ def test_get_shows_what_is_cached(raycache: Run, applied: Path) -> None:
     assert json.loads(raycache("get", "ds/ds", "-o", "json").stdout)["cached"] == 8 * MiB + 7
 
 
+def test_a_misspelt_prefix_is_a_warning(
+    raycache: Run, applied: Path, s3_server: SeaweedS3, data: str, tmp_path: Path
+) -> None:
+    spec = tmp_path / "astray.yaml"
+    text = spec_text(s3_server, data, tmp_path / "cache", name="astray")
+    spec.write_text(text.replace(f"s3://{data}", f"s3://{data}/trian"))
+    result = raycache("apply", "-f", str(spec))
+    assert (result.returncode, "dataset/astray created" in result.stdout) == (0, True)
+    assert f"warning: dataset astray: there is nothing (yet) in s3://{data}/trian" in result.stderr
+
+
 def test_load_as_json(raycache: Run, applied: Path) -> None:
     result = raycache("load", "ds", "model", "--json")
     last = json.loads(result.stdout.splitlines()[-1])

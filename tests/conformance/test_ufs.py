@@ -265,7 +265,7 @@ def test_parallel_reads(backend: Backend) -> None:
 
 
 def test_check_passes_where_the_root_can_be_read(backend: Backend) -> None:
-    backend.store.check()
+    assert backend.store.check()
 
 
 def test_a_missing_root_is_told_from_a_missing_object(backend: Backend) -> None:

@@ -55,7 +55,13 @@ def test_one_mount_at_the_root(make: Make, tmp_path: Path) -> None:
     assert paths(source.list("a/b/c.bin")) == [("a/b/c.bin", "file")]
     assert paths(source.walk("")) == [("a/b/c.bin", "file"), ("top.bin", "file")]
     assert paths(source.walk("top.bin")) == [("top.bin", "file")]
-    source.check()
+    assert source.check() == []
+
+
+def test_mounts_that_hold_nothing_are_told(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    empty = f"file://{tmp_path / 'nothing'}"
+    assert make(full=write(tmp_path / "full", "a"), empty=empty).check() == [empty]
 
 
 def test_info_and_listings_give_the_same_version(make: Make, tmp_path: Path) -> None:
