@@ -126,7 +126,7 @@ class Catalog:
             users = self._users(kind, name)
             if users:
                 raise SpecError(
-                    f"is used by dataset {', '.join(users)}",
+                    f"it is used by dataset {', '.join(users)}",
                     where=f"{kind} {name}",
                     hint="delete the dataset first",
                 )

@@ -58,7 +58,11 @@ class Backend:
         _check_address(address)
         _quiet()
         from raycache import api
+        from raycache.actors import joining
+        from raycache.cli.failures import say
 
+        if address is None and joining.find_address() is None:
+            say("no Ray cluster was found; starting one on this machine")
         return api.start(address, tiers=tiers, num_cpus=num_cpus)
 
     def stop(self, address: str | None, *, purge: bool = False) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from raycache.cli import common
+from raycache.cli.failures import warn
 from raycache.cli.output import print_lines, size
 from raycache.cli.progress import display_for, follow
 
@@ -81,3 +82,5 @@ def evict(
     """
     freed = common.backend(ctx).admin(common.address(ctx, address)).evict(dataset, path)
     print_lines([f"dataset/{dataset}: {size(freed)} freed"])
+    if not freed and path:
+        warn(f"nothing of {path} was cached, or what was is being read")

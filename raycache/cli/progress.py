@@ -13,7 +13,7 @@ import typer
 from raycache.cli.backend import AdminLike
 from raycache.cli.failures import Exit, say
 from raycache.cli.output import duration, percentage, size
-from raycache.errors import ClusterUnavailableError, OperationFailedError
+from raycache.errors import ClusterUnavailableError, NotFoundError, OperationFailedError
 
 Row = Mapping[str, Any]
 
@@ -70,7 +70,7 @@ def follow(
             for row in _states(admin, name, timeout_s, now, sleep):
                 display.update(row)
     except KeyboardInterrupt:
-        say(f"interrupted; dataload/{name} goes on: `raycache get dataload/{name}` shows how far it is")
+        say(f"interrupted; dataload/{name} goes on: `raycache describe dataload/{name}` shows how far it is")
         raise typer.Exit(Exit.INTERRUPTED) from None
     if row["phase"] == "Failed":
         _explain(name, row, hint)
@@ -90,6 +90,12 @@ def _states(
         try:
             row = admin.load_status(name)
             heard = now()
+        except NotFoundError:
+            raise NotFoundError(
+                "the load is gone: it, or its dataset, was deleted before it was complete",
+                where=f"dataload/{name}",
+                hint="`raycache get datasets` shows what there is",
+            ) from None
         except ClusterUnavailableError:
             if now() - heard > SILENCE_S:
                 raise
@@ -104,7 +110,7 @@ def _states(
                 raise OperationFailedError(
                     f"not complete after {duration(timeout_s)}; it goes on",
                     where=f"dataload/{name}",
-                    hint=f"`raycache get dataload/{name}` shows how far it is",
+                    hint=f"`raycache describe dataload/{name}` shows how far it is",
                 )
         sleep(wait)
 

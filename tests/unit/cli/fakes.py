@@ -57,6 +57,7 @@ class FakeAdmin:
         self.loads: list[Any] = []
         """States that `load_status` gives one after the other (the last one for ever); exceptions are raised."""
         self.action = "created"
+        self.freed = 3 << 20
         self.calls: list[tuple[Any, ...]] = []
 
     def apply(self, documents: list[Any]) -> list[dict[str, Any]]:
@@ -94,7 +95,7 @@ class FakeAdmin:
 
     def evict(self, dataset: str, path: str = "") -> int:
         self.calls.append(("evict", dataset, path))
-        return 3 << 20
+        return self.freed
 
     def status(self) -> dict[str, Any]:
         return {"coordinator": "running", "workers": 1}

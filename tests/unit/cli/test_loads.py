@@ -12,7 +12,7 @@ import typer
 
 from raycache.cli import progress
 from raycache.cli.progress import BarDisplay, JsonDisplay, LineDisplay, follow
-from raycache.errors import ClusterUnavailableError, OperationFailedError
+from raycache.errors import ClusterUnavailableError, NotFoundError, OperationFailedError
 from tests.unit.cli.fakes import NOW, FakeAdmin, FakeBackend, invoke, load_row
 
 DONE = load_row(phase="Complete", finished=NOW + 8, bytes_cached=4 << 20)
@@ -202,3 +202,18 @@ def test_evict(backend: FakeBackend) -> None:
     result = invoke(backend, "evict", "imagenet", "train")
     assert (result.exit_code, result.stdout) == (0, "dataset/imagenet: 3.00MiB freed\n")
     assert backend.fake.calls == [("evict", "imagenet", "train")]
+
+
+def test_evicting_nothing_is_told(backend: FakeBackend) -> None:
+    backend.fake.freed = 0
+    result = invoke(backend, "evict", "imagenet", "trian")
+    assert (result.exit_code, result.stdout) == (0, "dataset/imagenet: 0.00B freed\n")
+    assert result.stderr.startswith("warning: nothing of trian was cached")
+    assert invoke(backend, "evict", "imagenet").stderr == ""
+
+
+def test_a_load_that_is_deleted_while_it_runs(backend: FakeBackend) -> None:
+    backend.fake.loads = [load_row(), NotFoundError("no such load", where="warm-up")]
+    result = invoke(backend, "load", "imagenet")
+    assert result.exit_code == 4
+    assert "was deleted before it was complete\n  where: dataload/warm-up\n" in result.stderr
