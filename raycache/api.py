@@ -308,19 +308,20 @@ def start(
         timeout_s: longest wait for the nodes' workers.
 
     Returns:
-        `ray_address`, whether a local cluster was started (`local`), numbers of `nodes` and `workers`, and
-        `problems` by node.
+        `ray_address`, whether it is a local cluster that a `start` started (`local`), numbers of `nodes` and
+        `workers`, and `problems` by node.
 
     Raises:
         ClusterUnavailableError: no cluster at `ray_address`, or no worker could start on it; says why.
     """
-    local = False
-    if ray_address is None and joining.find_address() is None:
+    fresh = ray_address is None and joining.find_address() is None
+    if fresh:
         ray_address = local_cluster.start(num_cpus)["address"]
-        local = True
     joined = joining.join(ray_address)
-    if local:
+    if fresh:
         local_cluster.known_as(joined)
+    running = local_cluster.running()
+    local = running is not None and running["address"] == joined
     from raycache.actors import control
 
     return {"ray_address": joined, "local": local, **control.start(tiers, timeout_s)}

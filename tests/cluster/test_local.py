@@ -26,6 +26,8 @@ else:
 tier = TierSpec(medium="SSD", path=directory + "/tier", quota=64 << 20)
 started = api.start(tiers=[tier], num_cpus=1)
 assert (started["local"], started["nodes"], started["workers"]) == (True, 1, 1), started
+again = api.start()
+assert (again["local"], again["ray_address"]) == (True, started["ray_address"]), again
 os.makedirs(directory + "/bucket")
 open(directory + "/bucket/a", "wb").write(b"hello")
 admin = api.Admin()
