@@ -4,7 +4,7 @@ A real S3 server behind a proxy that slows it to what an object store is to its 
 nodes, a dataset spec. Then a Parquet scan and a model load, three times each: directly from S3, through the
 cold cache, through the warm cache. The GETs are counted at the store, not by raycache.
 
-    python -m examples.quickstart.demo [--bandwidth MB/S] [--size MIB] [--keep]
+    python -m examples.quickstart.demo [--bandwidth MB/S] [--size MIB]
 """
 
 from __future__ import annotations
