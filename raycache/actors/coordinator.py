@@ -115,12 +115,13 @@ class Coordinator:
             self._take(catalog)
             changes += [self._start_load(d) for d in documents if d.kind == "DataLoad"]
         self._reconciler.wait(lambda: self._reconciler.settled(changed), SETTLE_S)
+        warnings = {name: empty[name] + self._not_held(name) for name in changed}
         for change in changes:
             if change.action != "unchanged":
                 self._events.add(change.kind, change.name, change.action.capitalize(), "by an apply")
         order = {(d.kind, d.name): position for position, d in enumerate(documents)}
         changes = [
-            replace(c, warnings=c.warnings + empty.get(c.name, ())) if c.kind == "Dataset" else c
+            replace(c, warnings=c.warnings + warnings.get(c.name, ())) if c.kind == "Dataset" else c
             for c in sorted(changes, key=lambda c: order[c.kind, c.name])
         ]
         return [c.to_wire() for c in changes]
@@ -301,6 +302,16 @@ class Coordinator:
         with ThreadPoolExecutor(8, thread_name_prefix="raycache-check") as pool:
             futures = {name: pool.submit(check, dataset) for name, dataset in datasets.items()}
             return {name: future.result() for name, future in futures.items()}
+
+    def _not_held(self, name: str) -> tuple[str, ...]:
+        """Warnings of nodes that do not hold a dataset: one for each reason, however many nodes have it."""
+        nodes: dict[str, list[str]] = {}
+        for node, problem in sorted(self._reconciler.problems(name).items()):
+            nodes.setdefault(problem, []).append(node)
+        return tuple(
+            f"dataset {name}: not cached on {len(of)} node{'s' if len(of) > 1 else ''}, such as {of[0][:12]}: {problem}"
+            for problem, of in nodes.items()
+        )
 
     def _check_loads(self, documents: Sequence[Document], datasets: Mapping[str, ResolvedDataset]) -> None:
         for document in documents:

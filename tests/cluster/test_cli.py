@@ -203,6 +203,18 @@ def test_a_misspelt_prefix_is_a_warning(
     assert f"warning: dataset astray: there is nothing (yet) in s3://{data}/trian" in result.stderr
 
 
+def test_a_tier_that_cannot_be_made_is_a_warning(
+    raycache: Run, applied: Path, s3_server: SeaweedS3, data: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    spec = tmp_path / "unheld.yaml"
+    spec.write_text(spec_text(s3_server, data, tmp_path / "file" / "tier", name="unheld"))
+    result = raycache("apply", "-f", str(spec))
+    assert (result.returncode, "dataset/unheld created" in result.stdout) == (0, True)
+    assert "warning: dataset unheld: not cached on " in result.stderr
+    assert "the cache directory cannot be made" in result.stderr
+
+
 def test_load_as_json(raycache: Run, applied: Path) -> None:
     result = raycache("load", "ds", "model", "--json")
     last = json.loads(result.stdout.splitlines()[-1])
