@@ -2,7 +2,8 @@
 
 A fetch run is a stretch of adjacent missing blocks of one segment. It is asked of the segment's owner; the
 owner itself, and whoever finds no owner alive, asks the object store. A run that came over the wire from
-another worker is never forwarded to a third (`hop`), so no disagreement about the membership can make a loop.
+another worker is never forwarded to a third (`hop`), nor does it wait for what this worker itself asked of
+another one, so no disagreement about the membership can make a loop.
 
 Peers' fetches and the store's have a pool each: a store fetch never waits for a peer, so two workers that
 fetch from each other cannot block one another.
@@ -65,7 +66,8 @@ class Fetcher:
         self._peers = peers
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._inflight: dict[tuple[str, int], Future[Fetched]] = {}
+        # Object, block, and whether another worker is asked for it: then nobody who was asked himself may wait.
+        self._inflight: dict[tuple[str, int, bool], Future[Fetched]] = {}
         self._store_pool = ThreadPoolExecutor(STORE_PARALLEL, thread_name_prefix="raycache-store")
         self._peer_pool = ThreadPoolExecutor(PEER_PARALLEL, thread_name_prefix="raycache-peer")
 
@@ -89,10 +91,15 @@ class Fetcher:
         if not missing:
             return {}
         waiting: dict[int, Future[Fetched]] = {}
+        others = {
+            segment: [] if hop else self._others(version, segment) for segment in _segments(version, missing)
+        }
         with self._lock:
             free = []
             for block in missing:
-                future = self._inflight.get((version.object_id, block))
+                future = self._inflight.get((version.object_id, block, False))
+                if future is None and not hop:
+                    future = self._inflight.get((version.object_id, block, True))
                 if future is None:
                     free.append(block)
                 else:
@@ -101,11 +108,13 @@ class Fetcher:
             # present now has to be fetched.
             claimed = [b for run in runs(free, len(free)) for b in filling.missing(run)]
             for block in claimed:
-                waiting[block] = self._inflight[version.object_id, block] = Future()
+                key = version.object_id, block, bool(others[version.segment_of(block)])
+                waiting[block] = self._inflight[key] = Future()
         per_fetch = max(1, FETCH_SIZE // version.block_size)
         for run in runs(claimed, per_fetch):
             for part in _by_segment(version, run):
-                self._start(volume, version, part, [waiting[block] for block in part], hop)
+                futures = [waiting[block] for block in part]
+                self._start(volume, version, part, futures, others[version.segment_of(part.start)])
         return waiting
 
     def close(self) -> None:
@@ -125,17 +134,18 @@ class Fetcher:
         version: ObjectVersion,
         run: range,
         futures: list[Future[Fetched]],
-        hop: bool,
+        others: list[Worker],
     ) -> None:
-        owners = [] if hop else self._peers.owners(version, version.segment_of(run[0]))
-        others = _before_self(owners, self._peers.self_id)
         pool = self._peer_pool if others else self._store_pool
         try:
             pool.submit(self._fetch, volume, version, run, futures, others)
         except RuntimeError:  # the pool was shut down under us
-            self._finish(
-                version, run, futures, error=WorkerUnavailableError("the cache worker is shutting down")
-            )
+            stopping = WorkerUnavailableError("the cache worker is shutting down")
+            self._finish(version, run, futures, bool(others), error=stopping)
+
+    def _others(self, version: ObjectVersion, segment: int) -> list[Worker]:
+        """The workers to ask for a segment before the object store, in order."""
+        return _before_self(self._peers.owners(version, segment), self._peers.self_id)
 
     def _fetch(
         self,
@@ -145,6 +155,7 @@ class Fetcher:
         futures: list[Future[Fetched]],
         others: Sequence[Worker],
     ) -> None:
+        of_peers = bool(others)
         try:
             with volume.fill(version) as filling:
                 for worker in others:
@@ -162,16 +173,16 @@ class Fetcher:
                     fetched = self._from_store(volume, version, run, filling)
         except StaleObjectError as error:
             volume.metadata.invalidate(version.path)
-            self._finish(version, run, futures, error=error)
+            self._finish(version, run, futures, of_peers, error=error)
         except RaycacheError as error:
-            self._finish(version, run, futures, error=error)
+            self._finish(version, run, futures, of_peers, error=error)
         except Exception as error:
             # A thread of the pool has nobody above it: whatever it is, those who wait must hear of it.
             log.exception("fetching blocks %s of %s", run, version.path)
             internal = RaycacheError(f"internal error: {type(error).__name__}", where=version.path)
-            self._finish(version, run, futures, error=internal)
+            self._finish(version, run, futures, of_peers, error=internal)
         else:
-            self._finish(version, run, futures, fetched)
+            self._finish(version, run, futures, of_peers, fetched)
 
     def _from_store(
         self, volume: Volume, version: ObjectVersion, run: range, filling: Filling
@@ -221,17 +232,23 @@ class Fetcher:
         version: ObjectVersion,
         run: range,
         futures: Sequence[Future[Fetched]],
+        of_peers: bool,
         fetched: Sequence[Fetched] = (),
         error: RaycacheError | None = None,
     ) -> None:
         with self._lock:
             for block in run:
-                self._inflight.pop((version.object_id, block), None)
+                self._inflight.pop((version.object_id, block, of_peers), None)
         for index, future in enumerate(futures):
             if error is not None:
                 future.set_exception(error)
             else:
                 future.set_result(fetched[index])
+
+
+def _segments(version: ObjectVersion, blocks: list[int]) -> set[int]:
+    """The segments that blocks lie in."""
+    return {version.segment_of(block) for block in blocks}
 
 
 def _by_segment(version: ObjectVersion, run: range) -> list[range]:
