@@ -62,6 +62,7 @@ class RaycacheFile(io.BufferedIOBase):
         self._pid = os.getpid()
         self._position = position
         self._fd = -1  # of the local file, once that is complete; the reader owns it
+        self._inherited: ObjectReader | None = None  # of the process that this one was forked from
         self._mapped: pa.Buffer | None = None
         self._lines = b""
         self._lines_at = 0
@@ -279,7 +280,9 @@ class RaycacheFile(io.BufferedIOBase):
         if self.closed:
             raise ValueError("I/O operation on closed file")
         if os.getpid() != self._pid:
-            # Forked: the connections and locks behind the reader belong to the parent.
+            # Forked: the connections and locks behind the reader belong to the parent. It is kept, for if it went,
+            # so would the descriptor, and its number might soon be another file's.
+            self._inherited = self._reader
             self._reader = self._reconnect(self._reader.version)
             self._pid = os.getpid()
 

@@ -21,7 +21,7 @@ from raycache.errors import (
     UnderStoreError,
 )
 from raycache.filesystem import RaycacheFileSystem
-from tests.support.embedded import BLOCK, Embedded, at_once, dataset_of, noise
+from tests.support.embedded import BLOCK, Embedded, Read, at_once, dataset_of, noise
 from tests.unit.filesystem.conftest import DATA, LINES, SIZE
 
 # -- identity -----------------------------------------------------------------------------------------------
@@ -127,6 +127,35 @@ def test_a_forked_child_connects_for_itself(
     assert file.read() == DATA[10:]  # the child's close took nothing from the parent
     file.close()
     cold.close()
+
+
+def only_the_first_block(read: Read) -> None:
+    """Keep a store from getting an object complete."""
+    if read.offset:
+        raise UnderStoreError("down")
+
+
+def test_a_forked_child_never_reads_from_a_descriptor_that_was_reused(
+    fs: RaycacheFileSystem, tmp_path: Path, bucket_dir: Path
+) -> None:
+    file = fs.open("ds/lines.csv")
+    assert file.read() == LINES
+    file.seek(10)  # complete in the local store: read from its descriptor from now on
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            child = Embedded(tmp_path / "child", dataset_of("ds", {"": f"file://{bucket_dir}"}))
+            child.spies["ds"].before = only_the_first_block
+            RaycacheFileSystem._connect = lambda self: child.client  # type: ignore[method-assign]
+            line = file.readline()  # through a reader of the child's own
+            file.seek(3 * BLOCK)  # not in the child's file, which is sparse and may have the old one's number
+            same = line == LINES[10 : 10 + len(line)] and file.read(100) == LINES[3 * BLOCK :][:100]
+            code = 0 if same else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    file.close()
 
 
 def test_connects_again_after_a_disconnect(
