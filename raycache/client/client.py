@@ -19,13 +19,18 @@ from typing import Any
 
 from raycache import metrics as m
 from raycache.blocks import FileInfo, MiB, ObjectVersion, clean_path
-from raycache.client.far import TROUBLES, FarReader
+from raycache.client.far import FarReader
 from raycache.client.near import EngineNear, Near, WorkerNear
 from raycache.client.reader import ObjectReader
 from raycache.engine import Dated, Engine, MetadataCache, Peers, metadata_ttl
 from raycache.errors import (
+    AccessDeniedError,
+    BucketNotFoundError,
     DatasetNotFoundError,
     NotAFileError,
+    ObjectNotFoundError,
+    PathError,
+    RaycacheError,
 )
 from raycache.flight import PeerPool
 from raycache.membership import Membership, Worker
@@ -35,6 +40,9 @@ from raycache.store import LocalFile, StoreView
 from raycache.ufs import DatasetSource
 
 log = logging.getLogger(__name__)
+
+ANSWERS = (ObjectNotFoundError, BucketNotFoundError, NotAFileError, PathError)
+"""Errors of a worker that are about the name itself: nobody else would say anything else."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,7 @@ class Client:
         ]:  # it tells the directory's owner, too
             try:
                 near.invalidate(dataset, path)
-            except TROUBLES as error:  # what it knew is gone with it, or is asked of another from now on
+            except RaycacheError as error:  # what it knew is gone with it, or is asked of another from now on
                 log.info("names of %s/%s not forgotten by a worker: %s", dataset, path, error)
 
     # -- bytes --------------------------------------------------------------------------------------------
@@ -275,12 +283,22 @@ class Client:
         of_store: Callable[[DatasetSource], Any],
     ) -> Dated[Any]:
         """An answer about names: of the node's worker, else of the directory's owner, else of the store."""
+        failures: list[RaycacheError] = []
         for near in self._keepers(dataset, directory):
             try:
                 return of_near(near)
-            except TROUBLES as error:
+            except ANSWERS:
+                raise
+            except RaycacheError as error:  # whatever ails a worker: the next one, or the store, may be well
                 log.info("names of %s/%s not had from a worker: %s", dataset, directory, error)
-        return Dated(of_store(self._source(dataset)), metadata_ttl(self.dataset(dataset)))
+                failures.append(error)
+        try:
+            return Dated(of_store(self._source(dataset)), metadata_ttl(self.dataset(dataset)))
+        except AccessDeniedError:
+            # Outside the cluster the store's credentials may be missing; then the worker's reason says more.
+            if failures:
+                raise failures[-1] from None
+            raise
 
     def _keepers(self, dataset: str, directory: str) -> builtins.list[Near]:
         """Who may know the names of a directory: the node's worker, and then the directory's owners."""
@@ -309,7 +327,10 @@ class Client:
         with self._lock:
             source = self._sources.get(name)
             if source is None:
-                source = self._sources[name] = DatasetSource(self._datasets[name], self.metrics)
+                dataset = self._datasets.get(name)
+                if dataset is None:
+                    raise DatasetNotFoundError("the dataset has been deleted", where=name)
+                source = self._sources[name] = DatasetSource(dataset, self.metrics)
             return source
 
     def _near_worker(self) -> Worker | None:

@@ -16,11 +16,8 @@ from raycache.blocks import MiB, ObjectVersion
 from raycache.engine import Peers
 from raycache.errors import (
     AccessDeniedError,
-    DatasetNotFoundError,
-    IntegrityError,
     RaycacheError,
     StaleObjectError,
-    UnderStoreError,
     WorkerUnavailableError,
 )
 from raycache.metrics import Metrics
@@ -33,9 +30,6 @@ KEPT = 16 * MiB
 
 SEQUENTIAL_STREAM = 64 * MiB
 """Bytes asked for in one stream once a reader has turned out to be sequential."""
-
-TROUBLES = (WorkerUnavailableError, IntegrityError, UnderStoreError, DatasetNotFoundError)
-"""Failures of one worker that say nothing about the object: the next source is tried."""
 
 
 class FarReader:

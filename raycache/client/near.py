@@ -7,11 +7,19 @@ from typing import Protocol
 
 from raycache.blocks import FileInfo, ObjectVersion
 from raycache.engine import Dated, Engine, Peers, ensure_to_wire, ttl_from_wire
+from raycache.errors import UnderStoreError
 from raycache.membership import Worker
 from raycache.store import LocalFile, StoreView
 
-ENSURE_TIMEOUT_S = 150.0
-"""Longer than the engine waits for a block, so that the reason arrives and not a bare timeout."""
+ENSURE_ROUNDS = 15
+"""How often a reader asks before it goes elsewhere: longer than a block may take with all retries of the store."""
+
+PATIENCE_S = 8.0
+"""Seconds in which a worker answers for certain, if only that the blocks are still on their way."""
+
+GRACE_S = 7.0
+"""Seconds beyond `PATIENCE_S` after which a worker that is silent counts as hung. It is not what a slow object
+store looks like, so nobody has to wait for that long."""
 
 METADATA_TIMEOUT_S = 60.0
 """Longest wait for a stat or a listing."""
@@ -66,7 +74,15 @@ class WorkerNear:
         return Dated([FileInfo.from_wire(info) for info in answer["infos"]], ttl_from_wire(answer["ttl"]))
 
     def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> None:
-        self._peers.call(self._worker, "ensure", ensure_to_wire(version, blocks, ahead), ENSURE_TIMEOUT_S)
+        for _ in range(ENSURE_ROUNDS):
+            request = ensure_to_wire(version, blocks, ahead, PATIENCE_S)
+            if self._peers.call(self._worker, "ensure", request, PATIENCE_S + GRACE_S).get("ready", True):
+                return
+            ahead = range(0)  # is on its way
+        raise UnderStoreError(
+            f"a block did not arrive within {ENSURE_ROUNDS * PATIENCE_S:.0f} s",
+            where=f"{version.dataset}/{version.path}",
+        )
 
     def open(self, version: ObjectVersion, hit: bool = True) -> LocalFile | None:
         paths = tuple(self._worker.stores.get(version.dataset, ()))

@@ -94,7 +94,9 @@ class ObjectReader:
         buffer = buffer[:length]
         try:
             if local is not None and (local.complete or self._hit(local, offset, length)):
-                return local.preadv_into(offset, buffer)
+                if local.preadv_into(offset, buffer) == length:
+                    return length
+                raise _shorter()
         except OSError as error:
             self._distrust(error)
         self._read_slowly(offset, buffer)
@@ -106,7 +108,11 @@ class ObjectReader:
         if local is None or not local.complete:
             return None
         length = self._clip(offset, length)
-        return local.view(offset, length) if length else memoryview(b"")
+        try:
+            return local.view(offset, length) if length else memoryview(b"")
+        except (OSError, ValueError) as error:  # no descriptors or no memory left; the file was cut short
+            self._distrust(error)
+            return None
 
     def complete_local(self) -> LocalFile | None:
         """The local file if it is complete by now; nothing is fetched. It stays this reader's, and its lease too."""
@@ -219,7 +225,8 @@ class ObjectReader:
             yield
         except StaleObjectError:
             # Whoever opens it again must get the version that is there now.
-            self._client.invalidate(self.version.dataset, self.version.path)
+            with contextlib.suppress(RaycacheError):  # the dataset may be gone as well
+                self._client.invalidate(self.version.dataset, self.version.path)
             raise
 
     def _read_window(self, offset: int, buffer: memoryview, end: int) -> None:
@@ -281,7 +288,7 @@ class ObjectReader:
         self._local = None
         return True
 
-    def _distrust(self, error: OSError) -> None:
+    def _distrust(self, error: Exception) -> None:
         """A local file could not be read: the disk failed under it, or it was closed. The bytes are elsewhere, too."""
         if self._closed:
             raise ValueError("read of a closed reader") from error
@@ -309,5 +316,9 @@ class ObjectReader:
 
 def _whole(data: bytes, length: int) -> bytes:
     if len(data) < length:
-        raise IntegrityError("the local file is shorter than the object")
+        raise _shorter()
     return data
+
+
+def _shorter() -> IntegrityError:
+    return IntegrityError("the local file is shorter than the object")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
@@ -22,8 +22,11 @@ from raycache.engine.metadata import Dated, ttl_from_wire
 from raycache.engine.peers import Peers
 from raycache.engine.volume import Volume
 from raycache.errors import (
+    BucketNotFoundError,
     CacheFullError,
     DatasetNotFoundError,
+    ObjectNotFoundError,
+    RaycacheError,
     UnderStoreError,
     WorkerUnavailableError,
 )
@@ -95,7 +98,12 @@ class Engine:
         return list(self._volumes.values())
 
     def close(self) -> None:
-        """Finish what is in flight, then release every dataset. What is cached stays on its tiers."""
+        """Finish what is in flight, then release every dataset. What is cached stays on its tiers.
+
+        Requests to the object stores that are under way end; those that have failed are not tried again.
+        """
+        for volume in self.volumes:
+            volume.source.close()
         self._fetcher.close()
         with self._lock:
             volumes, self._volumes = list(self._volumes.values()), {}
@@ -173,20 +181,32 @@ class Engine:
             try:
                 payload = {"dataset": dataset, "path": path, "hop": True}
                 return self.peers.call(worker, action, payload, METADATA_TIMEOUT_S)
-            except (WorkerUnavailableError, DatasetNotFoundError, UnderStoreError) as error:
+            except (ObjectNotFoundError, BucketNotFoundError):
+                raise
+            except RaycacheError as error:  # whatever ails that worker, the store may be well
                 self.metrics.add(m.FALLBACKS)
                 log.info("%s of %s/%s not had from %s: %s", action, dataset, path, worker.address, error)
         return None
 
     # -- bytes --------------------------------------------------------------------------------------------
 
-    def ensure(self, version: ObjectVersion, blocks: range, ahead: range = range(0)) -> None:
+    def ensure(
+        self,
+        version: ObjectVersion,
+        blocks: range,
+        ahead: range = range(0),
+        patience_s: float | None = None,
+    ) -> bool:
         """Have blocks present and verified in the local store when this returns.
 
         Args:
             version: the object.
             blocks: those to wait for.
             ahead: those to fetch in the background.
+            patience_s: longest wait, seconds; then they are still on their way. None: as long as a block may take.
+
+        Returns:
+            Whether they are there; False only when `patience_s` was not enough.
 
         Raises:
             CacheFullError: no tier can keep them; `stream` still serves them.
@@ -198,13 +218,19 @@ class Engine:
             waiting = self._fetcher.request(volume, version, blocks, filling)
             if ahead:
                 self._fetcher.request(volume, version, ahead, filling)
+            late: set[Future[Fetched]] = set()
+            if patience_s is not None:
+                late = wait(waiting.values(), patience_s, FIRST_EXCEPTION).not_done
             for future in waiting.values():
+                if future in late:
+                    continue
                 if _result(future, version).data is not None:
                     raise CacheFullError(
                         "no tier can take the block",
                         where=f"{version.dataset}/{version.path}",
                         hint="raise the quota of the CacheRuntime",
                     )
+        return not late
 
     def stream(
         self, version: ObjectVersion, blocks: range, hop: bool = False

@@ -67,10 +67,15 @@ class Peers:
         return self._membership
 
     def update(self, membership: Membership) -> None:
-        """Take a membership, unless an equally new one is known."""
+        """Take a membership, unless an equally new one is known. Connections to workers that left are closed."""
         with self._lock:
-            if membership.epoch > self._membership.epoch:
-                self._membership = membership
+            if membership.epoch <= self._membership.epoch:
+                return
+            left = {worker.address for worker in self._membership.workers}
+            left -= {worker.address for worker in membership.workers}
+            self._membership = membership
+        if left:
+            self.pool.forget(left)
 
     def heard_of(self, epoch: int) -> None:
         """Some answer carried `epoch`: if that is newer than what is known here, ask for it."""

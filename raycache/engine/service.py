@@ -98,8 +98,9 @@ class EngineService:
 
     def _ensure(self, payload: dict[str, Any]) -> Answer:
         version = wire.version_from_wire(payload.get("version"))
-        self._engine.ensure(version, _blocks(version, payload, "blocks"), _blocks(version, payload, "ahead"))
-        return {}
+        blocks, ahead = _blocks(version, payload, "blocks"), _blocks(version, payload, "ahead")
+        patience_s = payload.get("patience")
+        return {"ready": self._engine.ensure(version, blocks, ahead, patience_s)}
 
     def _cached(self, payload: dict[str, Any]) -> Answer:
         # Each item is a version, with the range of its blocks that is asked for ("blocks"; absent: all).
@@ -129,12 +130,18 @@ class EngineService:
         return self.usage()
 
 
-def ensure_to_wire(version: ObjectVersion, blocks: range, ahead: range) -> dict[str, Any]:
-    """The payload of the action `ensure`."""
+def ensure_to_wire(
+    version: ObjectVersion, blocks: range, ahead: range, patience_s: float | None = None
+) -> dict[str, Any]:
+    """The payload of the action `ensure`.
+
+    Its answer's `ready` is false if the blocks did not come in `patience_s` seconds; None: as long as it may take.
+    """
     return {
         "version": version.to_wire(),
         "blocks": [blocks.start, blocks.stop],
         "ahead": [ahead.start, ahead.stop],
+        "patience": patience_s,
     }
 
 

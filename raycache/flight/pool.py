@@ -85,18 +85,18 @@ class PeerPool:
         trouble = self._troubles.get(address)
         return trouble is not None and self._clock() < trouble.until
 
-    def retain(self, addresses: Collection[str]) -> None:
-        """Close the connections to all other addresses: those workers left."""
+    def forget(self, addresses: Collection[str]) -> None:
+        """Close the connections to addresses whose workers left."""
         with self._lock:
-            gone = [self._peers.pop(address) for address in list(self._peers) if address not in addresses]
-            for address in list(self._troubles):
-                if address not in addresses:
-                    del self._troubles[address]
+            gone = [self._peers.pop(address) for address in addresses if address in self._peers]
+            for address in addresses:
+                self._troubles.pop(address, None)
         for peer in gone:
             peer.close()
 
     def close(self) -> None:
         """Close all connections."""
-        self.retain(())
         with self._lock:
             self._closed = True
+            known = list(self._peers)
+        self.forget(known)

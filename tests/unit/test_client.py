@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,11 +22,13 @@ from raycache.errors import (
     PathError,
     StaleObjectError,
     UnderStoreError,
+    WorkerUnavailableError,
 )
 from raycache.membership import Membership
 from tests.conftest import s3_mount_options
 from tests.support.embedded import (
     BLOCK,
+    PATIENCE_S,
     Embedded,
     Read,
     Workers,
@@ -35,6 +39,7 @@ from tests.support.embedded import (
     noise,
 )
 from tests.support.seaweed import SeaweedS3
+from tests.support.stores import Doing
 
 SIZE = 9 * BLOCK + 4567
 DATA = noise(SIZE)
@@ -311,6 +316,39 @@ def test_a_disk_that_fails_under_the_local_file(
     assert cache.metrics.snapshot()[m.FALLBACKS] > 0
 
 
+def test_a_local_file_that_was_cut_short(cache: Embedded) -> None:
+    with closing(cache.client.open("ds", "a")) as reader:
+        reader.read_at(0, SIZE)
+        os.truncate(cache.files()[0], BLOCK)
+        buffer = bytearray(SIZE)
+        assert reader.readinto_at(0, memoryview(buffer)) == SIZE
+        assert buffer == DATA
+        assert reader.read_at(0, SIZE) == DATA
+        assert reader.view_at(0, SIZE) is None
+
+
+def test_no_descriptor_is_left_for_a_mapping(cache: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with closing(cache.client.open("ds", "a")) as reader:
+        reader.read_at(0, SIZE)
+        with monkeypatch.context() as patch:
+            patch.setattr("raycache.store.local_file.mmap.mmap", refuse)
+            assert reader.view_at(0, SIZE) is None
+        assert reader.read_at(0, SIZE) == DATA
+
+
+def test_a_dataset_that_was_deleted_under_an_open_reader(cache: Embedded) -> None:
+    with closing(cache.client.open("ds", "a")) as reader:
+        store = cache.engine.detach("ds")
+        assert store is not None
+        store.close()
+        cache.client._update(ClusterState(Membership(), {}))
+        with pytest.raises(DatasetNotFoundError, match="has been deleted"):
+            reader.read_at(0, SIZE)
+
+
 def test_a_local_file_that_cannot_be_opened(cache: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_all(cache) == DATA
 
@@ -425,6 +463,82 @@ def test_stale_from_afar(workers: Workers, bucket_dir: Path) -> None:
         assert read_all(client) == noise(SIZE, 20 + (number is None))
         for node in workers.nodes:
             node.store.purge()
+
+
+def test_a_worker_with_a_bug_of_its_own_is_passed_by(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    for node in workers.nodes:
+        for name in ("info", "list", "ensure", "stream"):
+            monkeypatch.setattr(node.engine, name, fail)
+    for number in (0, None):
+        client = workers.client(number)
+        assert [info.path for info in client.list("ds")][:2] == ["a", "block"]
+        assert read_all(client) == DATA
+
+
+def test_a_frozen_worker_is_passed_by(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts connections and says nothing. A worker that only waits for its store says so again and again."""
+    monkeypatch.setattr("raycache.client.near.PATIENCE_S", 0.05)
+    monkeypatch.setattr("raycache.client.near.GRACE_S", 0.05)
+    thaw = threading.Event()
+    for node in workers.nodes:
+        monkeypatch.setattr(node.engine, "ensure", lambda *_, **__: thaw.wait(PATIENCE_S))
+        monkeypatch.setattr(node.engine, "stream", lambda *_, **__: iter([]))
+    client = workers.client(0)
+    try:
+        assert Doing(lambda: read_all(client)).result() == DATA
+    finally:
+        thaw.set()
+    assert client.metrics.snapshot()[m.FALLBACKS] > 0
+
+
+def test_a_slow_store_is_waited_for(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raycache.client.near.PATIENCE_S", 0.0)
+    monkeypatch.setattr("raycache.client.near.ENSURE_ROUNDS", 1_000_000)
+    asked, gate = threading.Event(), threading.Event()
+    again = threading.Semaphore(0)
+    client = workers.client(0)
+    version = client.info("ds", "a").version
+    assert version is not None
+    node = workers.nodes[0]
+
+    def hold(read: Read) -> None:
+        asked.set()
+        assert gate.wait(PATIENCE_S)
+
+    for each in workers.nodes:
+        each.spy.before = hold
+    ensure = node.engine.ensure
+
+    def counted(*args: Any, **options: Any) -> bool:
+        again.release()
+        return ensure(*args, **options)
+
+    monkeypatch.setattr(node.engine, "ensure", counted)
+    reading = Doing(lambda: read_all(client))
+    assert asked.wait(PATIENCE_S)
+    for _ in range(3):
+        assert again.acquire(timeout=PATIENCE_S)
+    gate.set()
+    assert reading.result() == DATA
+    assert workers.store_bytes == SIZE
+    assert far_bytes(client) == 0
+
+
+def test_connections_to_workers_that_left_are_closed(workers: Workers) -> None:
+    client = workers.client(None)
+    assert read_all(client) == DATA
+    former = [client.peers.pool.get(node.worker.address) for node in workers.nodes]
+    alone = workers.membership.without_worker("worker-0")
+    client.peers.update(alone)
+    assert client.peers.pool.get(workers.nodes[1].worker.address) is former[1]
+    assert client.peers.pool.get(workers.nodes[0].worker.address) is not former[0]
+    with pytest.raises(WorkerUnavailableError):
+        next(former[0].stream({}))
 
 
 # -- on a real S3 server ------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from crc32c import crc32c
@@ -18,6 +20,7 @@ from raycache.errors import (
     UnderStoreError,
 )
 from raycache.store import LocalFile
+from raycache.ufs.retry import Backoff, Failure, Retrier
 from tests.support.embedded import (
     BLOCK,
     PATIENCE_S,
@@ -30,6 +33,7 @@ from tests.support.embedded import (
     dataset_of,
     noise,
 )
+from tests.support.stores import Doing
 
 SIZE = 5 * BLOCK + 123
 
@@ -324,3 +328,63 @@ def test_a_listing_is_made_once_for_all_workers(tmp_path: Path, bucket_dir: Path
         assert [info.path for info in listings[0]] == ["a"]
         assert listings[0] == listings[1] == listings[2]
         assert calls == [""]
+
+
+def test_workers_that_take_each_other_for_the_owner_do_not_wait_for_each_other(
+    tmp_path: Path, bucket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while the news of a rebalance is on its way: each asks the other, before it has heard of it."""
+    with Workers(tmp_path, dataset_of("ds", {"": f"file://{bucket_dir}"}), 2) as workers:
+        version = version_of(workers)
+        both_ask = threading.Barrier(2)
+        for node, other in zip(workers.nodes, reversed(workers.nodes), strict=True):
+            monkeypatch.setattr(node.engine.peers, "owners", lambda *_, owner=other.worker: [owner])
+
+            def stream(*args: Any, original: Any = node.engine.peers.stream_blocks, **options: Any) -> Any:
+                both_ask.wait(PATIENCE_S)
+                return original(*args, **options)
+
+            monkeypatch.setattr(node.engine.peers, "stream_blocks", stream)
+        reads = [Doing(partial(node.engine.ensure, version, range(1))) for node in workers.nodes]
+        for read in reads:
+            read.result()
+        for node in workers.nodes:
+            assert node.engine.cached_bytes(version) == BLOCK
+            assert node.metrics.snapshot().get(m.FALLBACKS, 0) == 0
+
+
+def test_a_bounded_wait_ends_without_the_blocks_and_they_come_all_the_same(
+    tmp_path: Path, bucket_dir: Path
+) -> None:
+    with Embedded(tmp_path / "tier", dataset_of("ds", {"": f"file://{bucket_dir}"})) as cache:
+        version, gate = version_of(cache), threading.Event()
+
+        def hold(read: Read) -> None:
+            assert gate.wait(PATIENCE_S)
+
+        cache.spies["ds"].before = hold
+        assert not cache.engine.ensure(version, range(2), patience_s=0.0)
+        gate.set()
+        assert cache.engine.ensure(version, range(2), patience_s=PATIENCE_S)
+        assert cache.spies["ds"].bytes == 2 * BLOCK
+
+
+def test_a_store_that_fails_does_not_hold_up_the_end(tmp_path: Path, bucket_dir: Path) -> None:
+    with Embedded(tmp_path / "tier", dataset_of("ds", {"": f"file://{bucket_dir}"})) as cache:
+        version, source = version_of(cache), cache.engine.volume("ds").source
+        trying = threading.Event()
+        hours = Backoff(deadline_s=36_000, base_s=36_000, cap_s=36_000)
+        retrier = Retrier(lambda *_: Failure(UnderStoreError("down"), True), (OSError,), hours, cache.metrics)
+
+        def fail() -> None:
+            trying.set()
+            raise OSError
+
+        store = source._store(source._mounts[""])
+        store.pour = lambda *_: retrier.call(fail, "a")  # type: ignore[method-assign]
+        store.close = retrier.close  # type: ignore[method-assign]
+        reading = Doing(partial(cache.engine.ensure, version, range(1)))
+        assert trying.wait(PATIENCE_S)
+        Doing(cache.engine.close).result()
+        with pytest.raises(UnderStoreError):
+            reading.result()

@@ -362,7 +362,7 @@ def test_a_pool_keeps_one_peer_per_address(server: FlightServer) -> None:
     peer = pool.get(server.address)
     assert pool.get(server.address) is peer
     assert peer.call("echo", {"a": 1}) == {"a": 1}
-    pool.retain([])
+    pool.forget([server.address])
     assert pool.get(server.address) is not peer
     pool.close()
     with pytest.raises(WorkerUnavailableError):
