@@ -157,7 +157,7 @@ def test_a_closed_reader_reads_no_more(cache: Embedded) -> None:
 
 def test_views_share_the_mapping_and_outlive_reader_and_eviction(cache: Embedded) -> None:
     with closing(cache.client.open("ds", "a")) as reader:
-        reader.read_at(0, BLOCK)
+        reader.read_at(BLOCK, 10)  # not sequential: nothing is read ahead
         assert reader.view_at(0, 10) is None
         assert reader.complete_local() is None
         reader.read_at(0, SIZE)
@@ -182,6 +182,25 @@ def test_names(cache: Embedded) -> None:
     assert [info.path for info in client.list("ds")] == ["a", "block", "blocks", "deep", "empty"]
     assert [info.path for info in client.walk("ds", "deep")] == ["deep/er/leaf"]
     assert sorted(info.path for info in client.walk("ds"))[-2:] == ["deep/er/leaf", "empty"]
+
+
+def test_binding_reads_nothing_and_opening_what_was_listed_asks_nobody(
+    cache: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cache.spies["ds"].reads == []
+    listed = cache.client.list("ds")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the store was asked")
+
+    for source in (cache.engine.volume("ds").source, cache.client._source("ds")):
+        monkeypatch.setattr(source, "info", refuse)
+        monkeypatch.setattr(source, "list", refuse)
+    for info in listed:
+        if info.kind == "file":
+            with closing(cache.client.open("ds", info.path)) as reader:
+                assert reader.version == info.version
+    assert cache.spies["ds"].reads == []
 
 
 @pytest.mark.parametrize("path", ["../a", "deep/../../a", "deep/..", ".."])

@@ -59,6 +59,27 @@ def held(s3_server: SeaweedS3, bucket: str) -> str:
     return bucket
 
 
+class Collected:
+    """A sink that keeps what is poured into it.
+
+    Args:
+        begin: called with the number of each attempt, before its request.
+    """
+
+    def __init__(self, begin: Callable[[int], object] = lambda attempt: None) -> None:
+        self.data = b""
+        self.attempts = 0
+        self._begin = begin
+
+    def restart(self) -> None:
+        self.data = b""
+        self.attempts += 1
+        self._begin(self.attempts)
+
+    def feed(self, piece: memoryview) -> None:
+        self.data += piece
+
+
 def refused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -178,6 +199,30 @@ class TestRetries:
         assert bytes(store.read("big", 0, len(BODY), info)) == BODY
         assert metrics.snapshot()[STORE_RETRIES] == 2
         assert metrics.snapshot()[STORE_GETS] == 3
+        s3_proxy.fault = FaultRules([{"kind": "GET", "times": 2, **fault}])
+        sink = Collected()
+        store.pour("big", 5, len(BODY) - 5, info, sink)
+        assert sink.data == BODY[5:]
+        assert metrics.snapshot()[STORE_RETRIES] == 4
+
+    def test_every_fetch_is_conditional(self, store: UnderStore, s3_proxy: S3Proxy) -> None:
+        info, seen = store.head("big"), []
+        s3_proxy.fault = lambda request: seen.append(request)
+        store.read("big", 0, 10, info)
+        store.pour("big", 10, 10, info, Collected())
+        asked = [{name.lower(): value for name, value in request.headers.items()} for request in seen]
+        assert [headers["if-match"] for headers in asked] == [info.etag] * 2
+
+    def test_an_object_replaced_between_two_attempts_is_never_mixed(
+        self, store: UnderStore, s3_proxy: S3Proxy, s3_server: SeaweedS3, held: str
+    ) -> None:
+        info = store.head("big")
+        s3_proxy.fault = FaultRules([{"kind": "GET", "times": 1, "truncate": 70_000}])
+        replace = Collected(lambda attempt: attempt == 2 and s3_server.put(held, "big", BODY[::-1]))
+        with pytest.raises(StaleObjectError):
+            store.pour("big", 0, len(BODY), info, replace)
+        assert replace.attempts == 2
+        assert replace.data == b""
 
     @pytest.mark.parametrize("kind", ["HEAD", "LIST"])
     def test_metadata_is_retried(self, store: UnderStore, s3_proxy: S3Proxy, kind: str) -> None:
