@@ -248,7 +248,7 @@ class TestRetries:
         options = s3_mount_options(s3_server, endpoint=s3_proxy.endpoint)
         store = opener(f"s3://{held}", options, backoff=IMPATIENT)
         s3_proxy.fault = lambda _: Fault(status=503)
-        with pytest.raises(UnderStoreError, match=r"503.*tried \d+ times"):
+        with pytest.raises(UnderStoreError, match="503"):
             store.head("big")
 
     def test_walk_goes_on_from_where_it_failed(
