@@ -77,7 +77,7 @@ class Coordinator:
         self._reconciler.want(self._datasets)
         self._token = (self._kv.get(keys.TOKEN) or b"").decode()
         self._scans = Scans()
-        self._loads = Loads(self._kv, self._events, self._connect, self._dataset, self._await_holders)
+        self._loads = Loads(self._kv, self._events, self._connect, self._await_holders)
         self._reconciler.start()
         self._scans.want(self._datasets)
         self._loads.resume()

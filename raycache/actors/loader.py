@@ -1,14 +1,16 @@
 """A DataLoad: fetch paths of a dataset into the cache ahead of use, and count afterwards what is really there.
 
 The coordinator only asks: each segment's owner is told to have its blocks (`ensure`), then the next workers
-along the ring are, for further copies, which they take from the owner. No data passes through here. Whatever
-an answer said, a load is complete only when the workers, asked at the end, hold every byte.
+along the ring are, for further copies, which they take from the owner. No data passes through here. A worker
+refuses what does not fit beside the rest of the load, before it fetches it, and keeps what it has taken until the
+load has ended. Whatever an answer said, a load is complete only when the workers, asked at the end, hold every byte.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from raycache.blocks import FileInfo, MiB, ObjectVersion
-from raycache.engine import Peers, ensure_to_wire
+from raycache.engine import Keep, Peers, ensure_to_wire
 from raycache.errors import (
     CacheFullError,
     DatasetNotFoundError,
@@ -40,6 +42,7 @@ MAX_PARALLEL = 64
 
 ENSURE_TIMEOUT_S = 300.0
 VERIFY_TIMEOUT_S = 60.0
+RELEASE_TIMEOUT_S = 10.0
 METADATA_TIMEOUT_S = 60.0
 
 VERIFY_BATCH = 2000
@@ -120,7 +123,6 @@ class Load:
         dataset: the dataset's name.
         targets: what to load.
         load_metadata: forget first what workers believe of the names.
-        fill: share of the quota that may be filled before eviction begins.
         sized: called with (files, bytes, final) as the listing goes on.
         progressed: called with the bytes that are there, all copies counted.
         cancelled: set it to end the load.
@@ -133,7 +135,6 @@ class Load:
         targets: Sequence[Target],
         *,
         load_metadata: bool = False,
-        fill: float = 1.0,
         sized: Callable[[int, int, bool], None],
         progressed: Callable[[int], None],
         cancelled: threading.Event,
@@ -142,13 +143,12 @@ class Load:
         self._dataset = dataset
         self._targets = targets
         self._load_metadata = load_metadata
-        self._fill = fill
+        self._id = uuid.uuid4().hex
         self._sized = sized
         self._progressed = progressed
         self._cancelled = cancelled
         self._reasons: dict[str, str] = {}
         """Why something is missing, by path: what the last round met."""
-        self._no_room: set[str] = set()
 
     def run(self) -> Outcome:
         """Load, and count.
@@ -168,21 +168,28 @@ class Load:
         if self._load_metadata:
             self._forget_names()
         parts = self._list(holders)
+        try:
+            return self._run(parts, holders)
+        finally:
+            self._release()
+
+    def _run(self, parts: Sequence[_Part], holders: int) -> Outcome:
         total = sum(part.size * part.copies for part in parts)
-        admitted = self._admitted(parts, holders)
-        absent = {part: part.size * part.copies for part in parts}
+        absent = self._absent(parts)
+        # What is there comes first, so that it is kept, and not pushed out by what would take its place.
+        todo, done = sorted(parts, key=lambda part: absent[part] > 0), 0
         for attempt in range(ROUNDS):
-            todo = [part for part in admitted if absent.get(part)]
             if attempt and self._cancelled.wait(ROUND_PAUSE_S if self._unsteady() else 0):
                 break
             self._reasons.clear()
-            self._fetch(todo, holders, total - sum(absent.values()))
+            self._fetch(todo, holders, done, total)
             absent = self._absent(parts)
-            self._progressed(total - sum(absent.values()))
-            if not any(absent.get(part) for part in admitted) or not self._worth_repeating(attempt):
+            todo, done = [part for part in parts if absent[part]], total - sum(absent.values())
+            self._progressed(done)
+            if not todo or not self._worth_repeating(attempt):
                 break
         self._check_cancelled()
-        return Outcome(total - sum(absent.values()), self._missing(absent))
+        return Outcome(done, self._missing(absent))
 
     # -- what there is ------------------------------------------------------------------------------------
 
@@ -228,29 +235,10 @@ class Load:
             for segment in range(version.segment_count)
         ]
 
-    def _admitted(self, parts: Sequence[_Part], holders: int) -> list[_Part]:
-        """The parts for which there is room. The rest is not fetched: it could only push out the others."""
-        rooms = [worker.weights[self._dataset] * self._fill for worker in self._holders()]
-        # A copy on every node is bounded by the smallest node, too.
-        room, least = sum(rooms), min(rooms, default=0.0)
-        everywhere = 0
-        admitted = []
-        for part in parts:
-            need = part.size * part.copies
-            everywhere += part.size if part.copies == holders else 0
-            if need > room or everywhere > least:
-                everywhere -= part.size if part.copies == holders else 0
-                self._no_room.add(part.version.path)
-                continue
-            room -= need
-            admitted.append(part)
-        return admitted
-
     # -- fetching -----------------------------------------------------------------------------------------
 
-    def _fetch(self, parts: Sequence[_Part], holders: int, before: int) -> None:
-        """Have all parts fetched where they belong."""
-        done = before
+    def _fetch(self, parts: Sequence[_Part], holders: int, done: int, total: int) -> None:
+        """Have all parts fetched where they belong; `done` bytes of `total` are there."""
         parallel = min(MAX_PARALLEL, PER_WORKER * holders)
         with ThreadPoolExecutor(parallel, thread_name_prefix="raycache-load") as pool:
             lock = threading.Lock()
@@ -258,7 +246,7 @@ class Load:
             def advance(amount: int) -> None:
                 nonlocal done
                 with lock:
-                    done += amount
+                    done = min(done + amount, total)  # of a part some may have been there
                     self._progressed(done)
 
             running: set[Future[None]] = set()
@@ -284,12 +272,12 @@ class Load:
                 window = range(start, min(start + per_window, blocks.stop))
                 ahead = range(window.stop, min(window.stop + per_window, blocks.stop))
                 try:
-                    payload = ensure_to_wire(version, window, ahead)
+                    payload = ensure_to_wire(version, window, ahead, keep=Keep(self._id, blocks))
                     self._client.peers.call(worker, "ensure", payload, ENSURE_TIMEOUT_S)
                 except RaycacheError as error:
                     # Counted, with its reason, at the end; other parts go on.
                     log.info("load of %s/%s at %s: %s", version.dataset, version.path, worker.address, error)
-                    self._reasons[version.path] = f"{type(error).__name__}: {error}"
+                    self._reasons[version.path] = _reason(error)
                     if isinstance(error, WorkerUnavailableError | CacheFullError):
                         break
                     return
@@ -335,7 +323,7 @@ class Load:
             answer = self._client.peers.call(worker, "cached", {"items": items}, VERIFY_TIMEOUT_S)
         except RaycacheError as error:
             for part in parts:
-                self._reasons[part.version.path] = f"{type(error).__name__}: {error}"
+                self._reasons[part.version.path] = _reason(error)
             return [0] * len(parts)
         return [int(count) for count in answer["bytes"]]
 
@@ -346,8 +334,6 @@ class Load:
                 by_path[part.version.path] += count
 
         def reason(path: str) -> str:
-            if path in self._no_room:
-                return "there is no room for it in the cache's capacity; raise the quota, or load less"
             return self._reasons.get(path, "it was evicted again: the cache is too small, or others use it")
 
         return tuple(Missing(path, count, reason(path)) for path, count in sorted(by_path.items()))
@@ -361,9 +347,25 @@ class Load:
         # What the store refuses, it refuses again; one repetition shows that an owner did not merely change.
         return attempt == 0 or self._unsteady()
 
+    def _release(self) -> None:
+        """Tell the workers that what was loaded may be evicted like everything else."""
+        for worker in self._client.peers.membership.workers_for(self._dataset):
+            try:
+                payload = {"dataset": self._dataset, "load": self._id}
+                self._client.peers.call(worker, "release", payload, RELEASE_TIMEOUT_S)
+            except RaycacheError as error:  # it is gone, and else it comes to the same conclusion by itself
+                log.info("%s was not told of the load's end: %s", worker.address, error)
+
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise Cancelled("the load was deleted while it ran", where=self._dataset)
+
+
+def _reason(error: RaycacheError) -> str:
+    """Why something is missing, in a word."""
+    if isinstance(error, CacheFullError):
+        return "; ".join(filter(None, (error.what, error.hint)))
+    return f"{type(error).__name__}: {error}"
 
 
 def targets_from_wire(spec: Mapping[str, Any]) -> list[Target]:

@@ -18,7 +18,6 @@ from raycache.actors.loader import Cancelled, Load, targets_from_wire
 from raycache.client import Client
 from raycache.errors import NotFoundError, RaycacheError, SpecError
 from raycache.operations import Operation
-from raycache.spec import ResolvedDataset
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +38,7 @@ class Loads:
         kv: the cluster's key-value store.
         events: gets what happens to loads.
         connect: makes a client that knows the cluster as it is then; closed after use.
-        dataset: the dataset of a name; raises DatasetNotFoundError.
-        ready: waits until a dataset's holders have it, as long as that makes sense.
+        ready: waits until a dataset's holders have it, as long as that makes sense; raises DatasetNotFoundError.
         clock: seconds since the epoch.
     """
 
@@ -49,14 +47,12 @@ class Loads:
         kv: Kv,
         events: Events,
         connect: Callable[[], Client],
-        dataset: Callable[[str], ResolvedDataset],
         ready: Callable[[str], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._kv = kv
         self._events = events
         self._connect = connect
-        self._dataset = dataset
         self._ready = ready
         self._clock = clock
         self._lock = threading.Lock()
@@ -169,7 +165,6 @@ class Loads:
                     load.dataset,
                     targets_from_wire(load.spec),
                     load_metadata=bool(load.spec["loadMetadata"]),
-                    fill=min(tier.high for tier in self._dataset(load.dataset).tiers),
                     sized=lambda files, size, final: step(operations.sized, files, size, final, save=final),
                     progressed=lambda size: step(operations.progressed, size, save=False),
                     cancelled=cancelled,

@@ -1,6 +1,6 @@
 """A worker's read path. It knows no Ray: `raycache.actors` puts it into an actor, `raycache.client` embeds it."""
 
-from raycache.engine.engine import Engine
+from raycache.engine.engine import Engine, Keep
 from raycache.engine.metadata import Dated, MetadataCache, ttl_from_wire
 from raycache.engine.peers import Peers
 from raycache.engine.service import EngineService, ensure_to_wire
@@ -10,6 +10,7 @@ __all__ = [
     "Dated",
     "Engine",
     "EngineService",
+    "Keep",
     "MetadataCache",
     "Peers",
     "Volume",

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any
+from typing import Any, NamedTuple
 
 import crc32c
 
@@ -44,6 +44,13 @@ METADATA_TIMEOUT_S = 30.0
 
 BLOCK_TIMEOUT_S = 120.0
 """Longest wait for a block, retries of the object store included."""
+
+
+class Keep(NamedTuple):
+    """What a load wants to stay until it has ended."""
+
+    load: str
+    blocks: range
 
 
 class Engine:
@@ -196,6 +203,7 @@ class Engine:
         blocks: range,
         ahead: range = range(0),
         patience_s: float | None = None,
+        keep: Keep | None = None,
     ) -> bool:
         """Have blocks present and verified in the local store when this returns.
 
@@ -204,16 +212,24 @@ class Engine:
             blocks: those to wait for.
             ahead: those to fetch in the background.
             patience_s: longest wait, seconds; then they are still on their way. None: as long as a block may take.
+            keep: blocks to keep from eviction, these among them, and for which load.
 
         Returns:
             Whether they are there; False only when `patience_s` was not enough.
 
         Raises:
-            CacheFullError: no tier can keep them; `stream` still serves them.
+            CacheFullError: no tier can keep them; `stream` still serves them. With `keep`: there is no room beside
+                what loads keep already, and nothing was fetched.
             StaleObjectError: the store no longer has this version.
             UnderStoreError, AccessDeniedError, ObjectNotFoundError: the store failed.
         """
         volume = self.volume(version.dataset)
+        if keep is not None and not volume.store.keep(keep.load, version, keep.blocks):
+            raise CacheFullError(
+                "there is no room for it in the cache's capacity",
+                where=f"{version.dataset}/{version.path}",
+                hint="raise the quota, or load less",
+            )
         with volume.fill(version) as filling:
             waiting = self._fetcher.request(volume, version, blocks, filling)
             if ahead:

@@ -9,7 +9,7 @@ from typing import Any
 
 from raycache import wire
 from raycache.blocks import ObjectVersion, clean_path
-from raycache.engine.engine import Engine
+from raycache.engine.engine import Engine, Keep
 from raycache.engine.metadata import ttl_to_wire
 from raycache.errors import RaycacheError
 
@@ -37,6 +37,7 @@ class EngineService:
             "info": self._info,
             "list": self._list,
             "ensure": self._ensure,
+            "release": self._release,
             "cached": self._cached,
             "recheck": self._recheck,
             "evict": self._evict,
@@ -100,7 +101,12 @@ class EngineService:
         version = wire.version_from_wire(payload.get("version"))
         blocks, ahead = _blocks(version, payload, "blocks"), _blocks(version, payload, "ahead")
         patience_s = payload.get("patience")
-        return {"ready": self._engine.ensure(version, blocks, ahead, patience_s)}
+        keep = Keep(payload["keep"], _blocks(version, payload, "kept")) if payload.get("keep") else None
+        return {"ready": self._engine.ensure(version, blocks, ahead, patience_s, keep)}
+
+    def _release(self, payload: dict[str, Any]) -> Answer:
+        self._engine.volume(payload["dataset"]).store.release(payload["load"])
+        return {}
 
     def _cached(self, payload: dict[str, Any]) -> Answer:
         # Each item is a version, with the range of its blocks that is asked for ("blocks"; absent: all).
@@ -131,13 +137,20 @@ class EngineService:
 
 
 def ensure_to_wire(
-    version: ObjectVersion, blocks: range, ahead: range, patience_s: float | None = None
+    version: ObjectVersion,
+    blocks: range,
+    ahead: range,
+    patience_s: float | None = None,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """The payload of the action `ensure`.
 
     Its answer's `ready` is false if the blocks did not come in `patience_s` seconds; None: as long as it may take.
+    What `keep` names stays until the action `release` (dataset, load).
     """
+    kept = {} if keep is None else {"keep": keep.load, "kept": [keep.blocks.start, keep.blocks.stop]}
     return {
+        **kept,
         "version": version.to_wire(),
         "blocks": [blocks.start, blocks.stop],
         "ahead": [ahead.start, ahead.stop],

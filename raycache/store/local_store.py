@@ -111,6 +111,21 @@ class LocalStore:
         """
         return self._view.open(version, hit=hit)
 
+    def keep(self, load: str, version: ObjectVersion, blocks: range) -> bool:
+        """Keep blocks, present or about to be, from eviction until `release`; False if there is no room for them
+        beside all else that is kept.
+
+        Args:
+            load: on whose behalf; see `Keeping`.
+            version: the object version.
+            blocks: the blocks.
+        """
+        return self._space.keeping.add(load, version, blocks)
+
+    def release(self, load: str) -> None:
+        """A load has ended: nothing is kept for it any more."""
+        self._space.keeping.release(load)
+
     def contains(self, version: ObjectVersion) -> list[bool]:
         """For each block, whether it is present (verified or not)."""
         cached = self._registry.get(version.object_id)

@@ -16,6 +16,7 @@ from raycache.blocks import ObjectVersion
 from raycache.metrics import DEMOTED_BYTES, EVICTED_BYTES, Metrics
 from raycache.store import files, index, moving
 from raycache.store.cached_object import CachedObject, Claim
+from raycache.store.keeping import Keeping
 from raycache.store.registry import Registry
 from raycache.store.tiers import Tier
 
@@ -44,6 +45,7 @@ class Space:
     ) -> None:
         self.tiers = tuple(tiers)
         self.registry = registry
+        self.keeping = Keeping(self.tiers)
         self._metrics = metrics
         self._background = background
         self._wake = threading.Event()
@@ -157,11 +159,14 @@ class Space:
                 yield cached
 
     def _release(self, tier: Tier, cached: CachedObject, want: int) -> int:
-        """Demote, trim or drop a victim; bytes freed in `tier`, 0 if it is in use. `tier.evicting` held."""
+        """Demote, trim or drop a victim; bytes freed in `tier`, 0 if it is in use or a load keeps it, and there is
+        no room below. `tier.evicting` held."""
         if tier.rank + 1 < len(self.tiers):
             freed = self._move_down(cached, tier, relocate=False)
             if freed is not None:
                 return freed
+        if self.keeping.of(cached.id):
+            return 0
         try:
             freed = self._trim(cached, tier, want)
         except OSError as error:
@@ -210,6 +215,7 @@ class Space:
             if cached.gone or cached.sealed or cached.tier is None:
                 return False
             keep = {block for pin in cached.pins for run in pin.touched for block in run}
+            keep.update(block for run in self.keeping.of(cached.id) for block in run)
             if not files.try_lock(cached.data_fd, exclusive=True):
                 return False
             try:
@@ -278,7 +284,8 @@ class Space:
     def _move_to(self, cached: CachedObject, source_fd: int, target: Tier, *, relocate: bool) -> int | None:
         present = len(cached.states) - cached.states.count(index.ABSENT)
         unit = max(cached.version.block_size, target.granule)
-        need = target.index_cost(cached.version) + present * unit
+        data = min(present * unit, files.round_up(cached.version.size, target.page))
+        need = target.index_cost(cached.version) + data
         # What a primary copy has to leave for, a secondary copy must not come.
         if not self.room(target, need, primaries=not cached.secondary or relocate):
             return None

@@ -34,6 +34,11 @@ def dataset(tmp_path: Path, bucket: Path) -> ResolvedDataset:
     return with_tiers(dataset_of("ds", {"": f"file://{bucket}"}), tmp_path, 8 * MiB, "SSD")
 
 
+def small(dataset: ResolvedDataset, root: Path, quota: int, *media: str) -> ResolvedDataset:
+    """The dataset as a later version of the spec has it, with little room."""
+    return with_tiers(dataset, root / "small", quota, *media).model_copy(update={"generation": 2})
+
+
 @pytest.fixture
 def cluster(dataset: ResolvedDataset) -> Iterator[RaylessCluster]:
     with RaylessCluster(3) as cluster:
@@ -44,10 +49,9 @@ def cluster(dataset: ResolvedDataset) -> Iterator[RaylessCluster]:
 class Watched:
     """A load, and what it told while it ran."""
 
-    def __init__(self, cluster: RaylessCluster, *targets: Target, fill: float = 1.0) -> None:
+    def __init__(self, cluster: RaylessCluster, *targets: Target) -> None:
         self.cluster = cluster
         self.targets = targets
-        self.fill = fill
         self.sized: list[tuple[int, int, bool]] = []
         self.progress: list[int] = []
         self.cancelled = threading.Event()
@@ -59,7 +63,6 @@ class Watched:
                 "ds",
                 self.targets,
                 load_metadata=True,
-                fill=self.fill,
                 sized=lambda *size: self.sized.append(size),
                 progressed=self.progress.append,
                 cancelled=self.cancelled,
@@ -121,20 +124,61 @@ def test_a_dataset_that_nobody_holds_cannot_be_loaded(
         Watched(cluster, Target("/")).run()
 
 
-def test_what_does_not_fit_is_missing_and_says_why(
-    cluster: RaylessCluster, bucket: Path, dataset: ResolvedDataset, tmp_path: Path
+def evicted(cluster: RaylessCluster) -> int:
+    return sum(node.metrics.snapshot().get("evicted_bytes", 0) for node in cluster.nodes.values())
+
+
+@pytest.mark.parametrize("media", [["SSD"], ["MEM", "SSD"]])
+def test_what_does_not_fit_is_missing_and_pushes_nothing_out(
+    cluster: RaylessCluster, bucket: Path, dataset: ResolvedDataset, tmp_path: Path, media: list[str]
 ) -> None:
-    for number in range(6):
+    for number in range(12):
         (bucket / f"big{number}").write_bytes(noise(MiB, number))
-    small = with_tiers(dataset, tmp_path / "small", 2 * MiB, "SSD").model_copy(update={"generation": 2})
-    cluster.hold(small)
-    outcome = Watched(cluster, Target("/"), fill=0.5).run()
-    total = TOTAL + 6 * MiB
+    cluster.hold(small(dataset, tmp_path, 2 * MiB, *media))
+    before = evicted(cluster)
+    outcome = Watched(cluster, Target("/")).run()
+    total = TOTAL + 12 * MiB
     assert outcome.bytes_cached == total - sum(item.bytes for item in outcome.missing)
     assert outcome.missing
-    # Admission keeps nearly all of it out; several objects at once may still make a tier evict one of them.
-    assert all("no room" in item.reason or "evicted again" in item.reason for item in outcome.missing)
-    assert sum(cached(cluster)) == outcome.bytes_cached <= 3 * MiB
+    assert {item.reason for item in outcome.missing} == {
+        "there is no room for it in the cache's capacity; raise the quota, or load less"
+    }
+    assert evicted(cluster) == before
+    assert sum(cached(cluster)) == outcome.bytes_cached >= 3 * MiB
+    fetched = sum(node.metrics.snapshot()["fetched_store_bytes"] for node in cluster.nodes.values())
+    assert fetched == outcome.bytes_cached, "what does not fit is not even asked of the store"
+
+
+def test_a_load_that_is_too_large_fetches_nothing_when_it_is_run_again(
+    cluster: RaylessCluster, bucket: Path, dataset: ResolvedDataset, tmp_path: Path
+) -> None:
+    for number in range(12):
+        (bucket / f"big{number}").write_bytes(noise(MiB, number))
+    cluster.hold(small(dataset, tmp_path, 2 * MiB, "SSD"))
+    first = Watched(cluster, Target("/")).run()
+    before = [node.metrics.snapshot() for node in cluster.nodes.values()]
+    assert Watched(cluster, Target("/")).run() == first
+    assert [node.metrics.snapshot() for node in cluster.nodes.values()] == before
+
+
+def test_a_load_takes_the_place_of_what_was_there_however_much_that_was_used(
+    cluster: RaylessCluster, bucket: Path, dataset: ResolvedDataset, tmp_path: Path
+) -> None:
+    for number in range(20):
+        (bucket / "former").mkdir(exist_ok=True)
+        (bucket / "former" / f"{number}").write_bytes(noise(4 * BLOCK, number))
+    for number in range(14):
+        (bucket / "wanted").mkdir(exist_ok=True)
+        (bucket / "wanted" / f"{number}").write_bytes(noise(2 * BLOCK, number))
+    cluster.hold(small(dataset, tmp_path, 2 * MiB, "SSD"), on=["node0"])
+    with closing(cluster.client("node0")) as client:
+        for _ in range(3):
+            for info in client.walk("ds", "former"):
+                with closing(client.open("ds", info.path)) as reader:
+                    reader.read_at(0, reader.size)
+    # 28 of the tier's 32 blocks: more than eviction would leave if it saw no difference between old and new.
+    outcome = Watched(cluster, Target("/wanted")).run()
+    assert outcome == Outcome(28 * BLOCK, ())
 
 
 def test_an_object_that_changes_under_the_load_is_missing_with_its_reason(

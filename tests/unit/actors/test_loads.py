@@ -19,7 +19,6 @@ from raycache.actors.scan import Scans
 from raycache.blocks import FileInfo, MiB
 from raycache.errors import AccessDeniedError, DatasetNotFoundError, NotFoundError, SpecError
 from raycache.operations import Operation
-from raycache.spec import ResolvedDataset
 from tests.support.embedded import BLOCK, PATIENCE_S, dataset_of, noise
 from tests.support.raylesscluster import RaylessCluster, with_tiers
 
@@ -36,13 +35,12 @@ def cluster(tmp_path: Path) -> Iterator[RaylessCluster]:
         yield cluster
 
 
-def new_loads(cluster: RaylessCluster, ready: Callable[[str], None] = lambda name: None) -> Loads:
-    def dataset(name: str) -> ResolvedDataset:
+def new_loads(cluster: RaylessCluster, ready: Callable[[str], None] | None = None) -> Loads:
+    def known(name: str) -> None:
         if name not in cluster.datasets:
             raise DatasetNotFoundError("no such dataset", where=name)
-        return cluster.datasets[name]
 
-    return Loads(cluster.kv, Events(), cluster.client, dataset, ready)
+    return Loads(cluster.kv, Events(), cluster.client, ready or known)
 
 
 def ended(runner: Loads, name: str) -> Operation:
