@@ -57,9 +57,9 @@ def dataset_row(
     total = scan["ufs_total_size"]
     known = total is not None and not scan["ufs_scanning"]
     percentage = None
-    if known:
+    if known and total:
         # Versions that were replaced in the store may still be cached, so it can be more than there is.
-        percentage = min(100.0, 100.0 * usage["cached"] / total) if total else 100.0
+        percentage = min(100.0, 100.0 * usage["cached"] / total)
     return {
         "name": dataset.name,
         "namespace": dataset.namespace,

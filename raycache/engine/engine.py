@@ -77,6 +77,9 @@ class Engine:
             former = self._volumes.get(dataset.name)
             self._volumes[dataset.name] = volume
         if former is not None:
+            former.succeeded_by(volume)
+        volume.drop_former()
+        if former is not None:
             former.source.close()
             if former.store is not store:
                 former.store.close()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 from raycache.blocks import ObjectVersion
 from raycache.engine.metadata import MetadataCache
 from raycache.engine.peers import Peers
-from raycache.errors import DatasetNotFoundError, StoreBusyError
+from raycache.errors import DatasetNotFoundError, RaycacheError, StaleObjectError, StoreBusyError
 from raycache.metrics import Metrics
 from raycache.spec import ResolvedDataset
 from raycache.store import Filling, LocalStore
 from raycache.ufs import DatasetSource
+
+log = logging.getLogger(__name__)
 
 
 class Volume:
@@ -30,9 +33,37 @@ class Volume:
         self.source = DatasetSource(dataset, metrics)
         self.metadata = MetadataCache(metadata_ttl(dataset))
         self._peers = peers
+        self._successor: Volume | None = None
+
+    def succeeded_by(self, successor: Volume) -> None:
+        """The spec has changed: what was begun goes on, but no longer fills what the new one does not have."""
+        self._successor = successor
+
+    def drop_former(self) -> None:
+        """Remove what is cached of mount points that the dataset does not have any more, or in blocks of another size:
+        nobody can ask for it again. Readers keep what they have open."""
+        try:
+            freed = self.store.purge(match=lambda version: not self.source.leads_to(version))
+        except RaycacheError as error:  # a store that cannot be opened now may be the same as before
+            log.warning("what is cached of dataset %s is not looked through: %s", self.dataset.name, error)
+        else:
+            if freed:
+                log.info("%d bytes of former mounts of dataset %s removed", freed, self.dataset.name)
 
     def fill(self, version: ObjectVersion) -> Filling:
-        """A hold on an object in the local store, to write or read blocks: a near copy unless it is owned here."""
+        """A hold on an object in the local store, to write or read blocks: a near copy unless it is owned here.
+
+        Raises:
+            CacheFullError: no tier can take even its index.
+            DatasetNotFoundError: the dataset is not served here any more.
+            StaleObjectError: its spec has changed, and the path leads elsewhere.
+        """
+        successor = self._successor
+        if successor is not None and not successor.source.leads_to(version):
+            raise StaleObjectError(
+                "the dataset is bound to another store than when the file was opened",
+                where=f"{version.dataset}/{version.path}",
+            )
         try:
             return self.store.fill(version, secondary=not self._owns_part_of(version))
         except StoreBusyError as error:  # closed between the request and now

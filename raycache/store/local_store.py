@@ -171,14 +171,19 @@ class LocalStore:
         for tier in reversed(self._space.tiers):
             self._space.reclaim(tier)
 
-    def purge(self, medium: str | None = None) -> int:
+    def purge(
+        self, medium: str | None = None, match: Callable[[ObjectVersion], bool] = lambda version: True
+    ) -> int:
         """Unlink everything, also what is in use (readers keep what they have open); bytes freed.
 
         Args:
             medium: only the tiers of this medium.
+            match: only the objects for which it is true.
         """
         freed = 0
         for cached in self._registry.snapshot():
+            if not match(cached.version):
+                continue
             with cached.cond:
                 while cached.moving:
                     cached.cancel = True

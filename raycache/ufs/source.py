@@ -138,6 +138,19 @@ class DatasetSource:
             )
         return store, ObjectInfo(key, version.size, version.etag, version.mtime_ns)
 
+    def leads_to(self, version: ObjectVersion) -> bool:
+        """Whether a version's path still leads to the store's object that it is a version of, cut into such blocks.
+
+        Raises:
+            RaycacheError: the mount's store cannot be opened.
+        """
+        mount = self._mount_of(version.path)
+        return (
+            mount is not None
+            and version.block_size == self._dataset.block_size
+            and version.store == f"{self._store(mount).uri}/{_below(mount.path, version.path)}"
+        )
+
     def check(self) -> Sequence[str]:
         """Show that every mount can be read. Raises what is wrong with the first that cannot.
 

@@ -9,12 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from raycache.actors import cluster_state
+from raycache.actors import cluster_state, rows
 from raycache.actors.node import NodeWorker
 from raycache.api import connect, disconnect
 from raycache.blocks import MiB
 from raycache.client import Client
-from raycache.errors import AccessDeniedError, ClusterUnavailableError, DatasetNotFoundError, SpecError
+from raycache.errors import (
+    AccessDeniedError,
+    CacheFullError,
+    ClusterUnavailableError,
+    DatasetNotFoundError,
+    SpecError,
+    StaleObjectError,
+)
 from raycache.flight import FlightPeer
 from raycache.spec import ResolvedDataset
 from tests.support.embedded import BLOCK, dataset_of, noise
@@ -160,3 +167,79 @@ def test_an_outside_client_survives_the_loss_of_its_first_address(
         assert read(client) == DATA
     finally:
         disconnect()
+
+
+def rebound(dataset: ResolvedDataset, bucket: Path) -> ResolvedDataset:
+    """The dataset after its mount point was changed."""
+    mounts = dataset_of("ds", {"": f"file://{bucket}"}).mounts
+    return dataset.model_copy(update={"mounts": mounts, "generation": dataset.generation + 1})
+
+
+def cached_of(cluster: RaylessCluster) -> int:
+    """CACHED, as `get datasets` shows it."""
+    return rows.dataset_usage("ds", {name: node.usage() for name, node in cluster.nodes.items()})["cached"]
+
+
+def test_what_is_cached_of_a_former_mount_point_is_dropped(
+    cluster: RaylessCluster, dataset: ResolvedDataset, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a").write_bytes(DATA[::-1])
+    cluster.hold(dataset)
+    with closing(cluster.client("node0")) as client, closing(client.open("ds", "a")) as reader:
+        assert reader.read_at(0, reader.size) == DATA
+        cluster.hold(rebound(dataset, other))
+        assert cached_of(cluster) == 0
+        assert reader.read_at(BLOCK, BLOCK) == DATA[BLOCK : 2 * BLOCK], "what is open stays what it was"
+    with closing(cluster.client("node0")) as client:
+        assert read(client) == DATA[::-1]
+    assert cached_of(cluster) == len(DATA)
+
+
+def test_a_worker_that_starts_after_the_mount_point_was_changed_drops_it_too(
+    cluster: RaylessCluster, dataset: ResolvedDataset, tmp_path: Path
+) -> None:
+    disk = with_tiers(dataset, tmp_path, 8 * MiB, "SSD")
+    cluster.hold(disk)
+    with closing(cluster.client()) as client:
+        assert read(client) == DATA
+    for name in list(cluster.nodes):
+        cluster.nodes.pop(name).stop("nothing")
+        cluster.nodes[name] = cluster.new_worker(name)
+    (tmp_path / "other").mkdir()
+    cluster.hold(rebound(disk, tmp_path / "other"))
+    assert cached_of(cluster) == 0
+    assert not list(tmp_path.glob("SSD/**/*.data"))
+
+
+def test_what_arrives_of_a_former_mount_point_is_not_kept(
+    cluster: RaylessCluster, dataset: ResolvedDataset, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    cluster.nodes.pop("node1").stop("everything")
+    cluster.hold(dataset)
+    node = cluster.nodes["node0"]
+    former = node.engine.volume("ds")
+    version = former.source.info("a").version
+    assert version is not None
+    with former.fill(version) as begun:
+        cluster.hold(rebound(dataset, tmp_path / "other"))
+        with pytest.raises(CacheFullError):
+            begun.write(range(version.block_count), DATA)
+    with pytest.raises(StaleObjectError):
+        former.fill(version)
+    assert cached_of(cluster) == 0
+
+
+def test_a_mount_point_with_nothing_in_it_has_no_percentage(dataset: ResolvedDataset) -> None:
+    def percentage(total: int, cached: int) -> float | None:
+        held = {"primary_bytes": cached, "secondary_bytes": 0, "tiers": []}
+        scan = {"ufs_total_size": total, "ufs_total_files": 0, "ufs_scanning": False, "error": ""}
+        usages = {"node0": {"datasets": {"ds": held}}}
+        row = rows.dataset_row(dataset, 0.0, scan, usages, ("Bound", ""))
+        found: float | None = row["cached_percentage"]
+        return found
+
+    assert percentage(0, 0) is None
+    assert percentage(200, 50) == 25.0
