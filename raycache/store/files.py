@@ -8,9 +8,12 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import time
 from functools import cache
 from pathlib import Path
+
+from raycache.errors import AccessDeniedError
 
 _KEEP_SIZE_AND_PUNCH = 0x01 | 0x02
 """FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, fallocate(2)."""
@@ -80,6 +83,23 @@ def unlink(path: str) -> None:
     """Remove a name; one that is gone already is fine."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def private_directory(path: str) -> None:
+    """Make a directory that is ours alone (its parent exists).
+
+    Raises:
+        AccessDeniedError: somebody else put something there first: parents may be world-writable.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise AccessDeniedError(
+            "the directory belongs to somebody else", where=path, hint="remove it, or choose another path"
+        )
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        os.chmod(path, 0o700)
 
 
 def create(path: str) -> int:

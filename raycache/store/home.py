@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import stat
 
 from raycache.errors import AccessDeniedError, CacheFullError, PathError, RaycacheError, StoreBusyError
 from raycache.store import files, tmpfs
@@ -57,26 +56,9 @@ class Home:
             self._lock_fd = -1
 
 
-def _private_directory(path: str) -> None:
-    """Make a directory that is ours alone; refuse one that somebody else put there (bases may be world-writable)."""
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
-    status = os.lstat(path)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-        raise AccessDeniedError(
-            "the cache directory belongs to somebody else",
-            where=path,
-            hint="remove it, or choose another path in tieredstore.levels",
-        )
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        os.chmod(path, 0o700)
-
-
 def _lock_slot(slot: str) -> int | None:
     """Lock a slot; its descriptor, or None if another process owns it."""
-    _private_directory(slot)
+    files.private_directory(slot)
     fd = os.open(os.path.join(slot, "LOCK"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     if files.try_lock(fd, exclusive=True):
         return fd
@@ -117,7 +99,7 @@ def claim(base: str, name: str) -> Home:
     root = os.path.join(base, name)
     try:
         os.makedirs(base, mode=0o755, exist_ok=True)
-        _private_directory(root)
+        files.private_directory(root)
         for number in range(_SLOTS):
             slot = os.path.join(root, str(number))
             fd = _lock_slot(slot)

@@ -10,6 +10,7 @@ import os
 from functools import cache
 from pathlib import Path
 
+from raycache import mountinfo
 from raycache.errors import RaycacheError
 
 _log = logging.getLogger(__name__)
@@ -17,7 +18,6 @@ _log = logging.getLogger(__name__)
 _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_NOATIME = 0x2, 0x4, 0x20, 0x400
 _FLAGS = _MS_NOSUID | _MS_NODEV | _MS_NOATIME
 _MNT_DETACH = 0x2
-_MOUNTS = "/proc/self/mountinfo"
 _HUGE_PAGE = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
 
 
@@ -26,45 +26,18 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _unescape(field: str) -> str:
-    """A path as mountinfo writes it: space, tab, newline and backslash as octal (proc(5))."""
-    for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        field = field.replace(code, char)
-    return field
-
-
-def _mounts() -> list[tuple[str, str, str]]:
-    """(mount point, filesystem type, super options) of every mount, in the order they were made."""
-    found = []
-    try:
-        lines = Path(_MOUNTS).read_text().splitlines()
-    except OSError:
-        return []  # no /proc: nothing is known to be a huge-page mount
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split(" ", 2)
-        found.append((_unescape(left.split(" ")[4]), kind, options))
-    return found
-
-
 def is_mounted(path: str) -> bool:
     """Whether a tmpfs is mounted exactly at `path`."""
-    real = os.path.realpath(path)
-    kinds = [kind for point, kind, _ in _mounts() if point == real]
-    return bool(kinds) and kinds[-1] == "tmpfs"
+    entry = mountinfo.mounted_at(os.path.realpath(path))
+    return entry is not None and entry.kind == "tmpfs"
 
 
 def huge_page_size(path: str) -> int:
     """Bytes of a huge page if `path` lies on a tmpfs that uses them, else 0."""
-    real = os.path.realpath(path)
-    best, result = -1, 0
-    for point, kind, options in _mounts():
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= best:
-            best = len(point)
-            huge = kind == "tmpfs" and not {"huge=always", "huge=within_size"}.isdisjoint(options.split(","))
-            result = 1 if huge else 0
-    if not result:
+    entry = mountinfo.mount_of(os.path.realpath(path))
+    if entry is None or entry.kind != "tmpfs":
+        return 0
+    if {"huge=always", "huge=within_size"}.isdisjoint(entry.options.split(",")):
         return 0
     try:
         return int(Path(_HUGE_PAGE).read_text())
