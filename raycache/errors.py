@@ -19,6 +19,9 @@ Python code already catches, so `except FileNotFoundError` keeps working.
      ├─ IntegrityError          (OSError, EIO)       bytes that do not match their checksum; retryable
      ├─ CacheFullError          (OSError, ENOSPC)    no tier can take the block; readers go round the cache
      ├─ StoreBusyError          (OSError, EBUSY)     another process owns the cache directory
+     ├─ MountError              (OSError)            a mount could not be made or ended
+     │   ├─ MountBusyError      (EBUSY)              something else is at the mount point
+     │   └─ NotMountedError     (EINVAL)             raycache has nothing mounted there
      ├─ ClusterUnavailableError (ConnectionError)    no coordinator, or no Ray cluster, answers
      ├─ WorkerUnavailableError  (ConnectionError)    a worker does not answer; retryable
      └─ OperationFailedError    (RuntimeError)       a load or an apply ended without doing all its work
@@ -139,6 +142,22 @@ class StoreBusyError(RaycacheError, OSError):
     """Another live process owns the cache directory."""
 
     errno = _errno.EBUSY
+
+
+class MountError(RaycacheError, OSError):
+    """A FUSE mount could not be made or ended."""
+
+
+class MountBusyError(MountError):
+    """Something is at the mount point: another mount, files, or a mount that is still in use."""
+
+    errno = _errno.EBUSY
+
+
+class NotMountedError(MountError):
+    """raycache has nothing mounted there. The errno is umount(2)'s."""
+
+    errno = _errno.EINVAL
 
 
 class ClusterUnavailableError(RaycacheError, ConnectionError):

@@ -20,6 +20,7 @@ class Settings:
         ray_address: `RAY_ADDRESS`: Ray cluster to connect to.
         cache_dir: `RAYCACHE_CACHE_DIR`: directory of an embedded store (no cluster).
         state_dir: `$XDG_STATE_HOME/raycache` (XDG Base Directory Specification), for what outlives a command.
+        runtime_dir: `$XDG_RUNTIME_DIR` (the same), for what ends with the session; "" where there is none.
         log_level: `RAYCACHE_LOG_LEVEL`.
     """
 
@@ -28,6 +29,7 @@ class Settings:
     ray_address: str = ""
     cache_dir: str = ""
     state_dir: str = ""
+    runtime_dir: str = ""
     log_level: str = "WARNING"
 
     @classmethod
@@ -41,5 +43,6 @@ class Settings:
             state_dir=os.path.join(
                 environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "raycache"
             ),
+            runtime_dir=environ.get("XDG_RUNTIME_DIR", ""),
             log_level=environ.get("RAYCACHE_LOG_LEVEL", "WARNING").upper(),
         )
