@@ -66,7 +66,7 @@ class Receiver:
         self._at, self._staged, self._sums, self._running = 0, 0, [], 0
 
     def feed(self, piece: memoryview) -> None:
-        """Take the next bytes.
+        """Take the next bytes, copied.
 
         Raises:
             IntegrityError: more bytes than the run has.
@@ -75,15 +75,23 @@ class Receiver:
         if self._at + self._staged + len(piece) > self._extent.length:
             raise IntegrityError("more bytes arrived than were due", where=self._object.version.path)
         while piece:
-            # Up to where a huge page of the file ends, or the run does.
-            start = self._extent.offset + self._at
-            room = min(STAGE - start % STAGE, self._extent.length - self._at) - self._staged
-            part = piece[:room]
-            self._stage[self._staged : self._staged + len(part)] = part
-            self._staged += len(part)
-            if len(part) == room:
-                self._flush()
+            part = piece[: len(self.room())]
+            self.room()[: len(part)] = part
+            self.filled(len(part))
             piece = piece[len(part) :]
+
+    def room(self) -> memoryview:
+        """Where the next bytes can be put: up to where a huge page of the file ends, or the run does."""
+        start = self._extent.offset + self._at
+        return self._stage[self._staged : min(STAGE - start % STAGE, self._extent.length - self._at)]
+
+    def filled(self, count: int) -> None:
+        """Take the next `count` bytes: they have been put into `room`. Raises CacheFullError: the device refuses
+        them."""
+        full = count == len(self.room())
+        self._staged += count
+        if full:
+            self._flush()
 
     def _flush(self) -> None:
         data, self._staged = self._stage[: self._staged], 0

@@ -40,13 +40,20 @@ class Listing:
 
 
 class Sink(Protocol):
-    """Where the bytes of a read go as they arrive."""
+    """Where the bytes of a read go as they arrive: handed over in pieces (`feed`), or received in place (`room`,
+    then `filled`). Taking them may raise CacheFullError, which ends the read."""
 
     def restart(self) -> None:
         """The read is tried again from its first byte: forget what came before."""
 
     def feed(self, piece: memoryview) -> None:
-        """Take the next bytes. May raise CacheFullError, which ends the read."""
+        """Take the next bytes, copied."""
+
+    def room(self) -> memoryview:
+        """Where the next bytes can be put: some, not more than are due. Good until the next call."""
+
+    def filled(self, count: int) -> None:
+        """Take the next `count` bytes: they have been put into `room`."""
 
 
 class UnderStore(Protocol):

@@ -28,10 +28,12 @@ from raycache.errors import (
     StaleObjectError,
     UnderStoreError,
 )
+from raycache.ufs.direct import HttpFailure
 from raycache.ufs.retry import Failure
 
-CATCH: tuple[type[Exception], ...] = (BaseError, OSError, ValueError)
-"""What obstore raises: its own tree, FileNotFoundError and other OSErrors, and ValueError for bad paths."""
+CATCH: tuple[type[Exception], ...] = (BaseError, OSError, ValueError, HttpFailure)
+"""What obstore raises: its own tree, FileNotFoundError and other OSErrors, and ValueError for bad paths; and what the
+direct way raises."""
 
 _STATUS = re.compile(r"status(?: code)?: (\d{3})\b")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
@@ -94,7 +96,7 @@ def judge(error: Exception, where: str, *, listing: bool = False) -> Failure:
         return Failure(StaleObjectError("the object has changed since it was opened", where=where))
     if status == 416:
         return Failure(StaleObjectError("the object is shorter than when it was opened", where=where))
-    if isinstance(error, NotSupportedError):
+    if isinstance(error, NotSupportedError) or status == 200:
         hint = "serve the files from a server that answers range requests"
         return Failure(UnderStoreError("the server does not send parts of files", where=where, hint=hint))
     if isinstance(error, InvalidPathError | ValueError):

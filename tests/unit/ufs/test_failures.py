@@ -70,6 +70,7 @@ class Collected:
         self.data = b""
         self.attempts = 0
         self._begin = begin
+        self._room = memoryview(bytearray(1 << 16))
 
     def restart(self) -> None:
         self.data = b""
@@ -78,6 +79,12 @@ class Collected:
 
     def feed(self, piece: memoryview) -> None:
         self.data += piece
+
+    def room(self) -> memoryview:
+        return self._room
+
+    def filled(self, count: int) -> None:
+        self.data += self._room[:count]
 
 
 def refused_port() -> int:
