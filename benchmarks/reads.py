@@ -133,8 +133,16 @@ class Bench:
         import raycache
 
         raycache.Admin().evict(dataset)
-        (worker,) = raycache.connect().peers.membership.workers
-        touch_pages(Path(worker.stores[dataset][0]), SIZE + 64 * MiB)
+        touch_pages(Path(self.tier(dataset)), SIZE + 64 * MiB)
+
+    def tier(self, dataset: str) -> str:
+        """The directory that the worker keeps a dataset in."""
+        import raycache
+
+        client = raycache.connect()
+        client.datasets()  # hears of a dataset that has just been bound
+        (worker,) = client.peers.membership.workers
+        return str(worker.stores[dataset][0])
 
 
 @contextlib.contextmanager
@@ -191,7 +199,7 @@ def cold_unslowed(bench: Bench) -> dict[str, Any]:
         "ratio": ratio(times["raycache"], times["obstore alone"]),
         "gb_per_s": {name: rate(taken, SIZE) for name, taken in times.items()},
         "tier": subprocess.run(
-            ["stat", "-f", "-c", "%T", str(bench.scratch / "huge")],
+            ["stat", "-f", "-c", "%T", bench.tier("huge")],
             capture_output=True,
             text=True,
             check=False,

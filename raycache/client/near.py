@@ -26,7 +26,13 @@ METADATA_TIMEOUT_S = 60.0
 
 
 class Near(Protocol):
-    """What a reader asks of its node's cache. All methods raise RaycacheError."""
+    """What a reader asks of its node's cache. All methods raise RaycacheError.
+
+    Attributes:
+        remote: whether a question is a message to another process, so that looking at the local file is cheaper.
+    """
+
+    remote: bool
 
     def info(self, dataset: str, path: str) -> Dated[FileInfo]:
         """The entry at `path`, and how long to believe it."""
@@ -55,6 +61,8 @@ class WorkerNear:
         worker: the node's worker.
         views: shared by all readers of the process: the local stores that are known, by their directories.
     """
+
+    remote = True
 
     def __init__(self, peers: Peers, worker: Worker, views: dict[tuple[str, ...], StoreView]) -> None:
         self._peers = peers
@@ -102,6 +110,8 @@ class WorkerNear:
 
 class EngineNear:
     """An engine in this process: the embedded cache."""
+
+    remote = False
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,11 @@ AHEAD_MAX = 256 * MiB
 AHEAD_GROWTH = 4
 """Sequential readahead, bytes: it grows while a reader stays sequential, as the kernel's does. At its largest it is
 twice what is fetched at a time, so that the fetches never wait for the reader."""
+
+LOOK_S = 0.05
+LOOK_EVERY_S = 0.0005
+"""For how long, and how often (seconds), a reader looks whether blocks that are on their way have arrived, before it
+asks the worker to say so. A look is a slice of the mapped index; a question costs both processes half a millisecond."""
 
 BYPASS_READS = 64
 """Slow reads that go round a full cache before it is asked again."""
@@ -256,12 +262,25 @@ class ObjectReader:
                 local = self._open_local()
             if near is None:
                 return False
+            if local is not None and near.remote and self._arrive(local, blocks):
+                self._keep_ahead(blocks, end)
+                return True
             stop = self._reach(blocks, end)
             if not self._ensure(near, blocks, range(blocks.stop, max(stop, blocks.stop))):
                 return False
             self._ahead_stop = max(self._ahead_stop, stop)
         local = self._open_local()
         return local is not None and local.has(blocks)
+
+    def _arrive(self, local: LocalFile, blocks: range) -> bool:
+        """Look for a while whether blocks that have been sent for arrive."""
+        if blocks.stop > self._ahead_stop:
+            return False
+        for _ in range(int(LOOK_S / LOOK_EVERY_S)):
+            if local.has(blocks):
+                return True
+            time.sleep(LOOK_EVERY_S)
+        return False
 
     def _ensure(self, near: Near, blocks: range, ahead: range) -> bool:
         """Whether the node's cache has the blocks now. Raises StaleObjectError; whatever else fails, others may
