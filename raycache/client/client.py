@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from raycache.blocks import FileInfo, MiB, ObjectVersion, clean_path
 from raycache.client.far import FarReader
 from raycache.client.near import EngineNear, Near, WorkerNear
 from raycache.client.reader import ObjectReader
+from raycache.client.tally import Tallies
 from raycache.engine import Dated, Engine, MetadataCache, Peers, metadata_ttl
 from raycache.errors import (
     AccessDeniedError,
@@ -31,6 +33,7 @@ from raycache.errors import (
     ObjectNotFoundError,
     PathError,
     RaycacheError,
+    WorkerUnavailableError,
 )
 from raycache.flight import PeerPool
 from raycache.membership import Membership, Worker
@@ -73,6 +76,7 @@ class Client:
     Attributes:
         metrics: counters of what it did.
         closed: whether `close` has been called.
+        tallies: what is read through it.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class Client:
         self._sources: dict[str, DatasetSource] = {}
         self._views: dict[tuple[str, ...], StoreView] = {}
         self._near: tuple[int, Worker | None] = (-1, None)
+        self.tallies = Tallies(self._count_reads)
         self.peers = (
             engine.peers
             if engine is not None
@@ -141,10 +146,18 @@ class Client:
             PathError: the path leaves the dataset.
             DatasetNotFoundError, ObjectNotFoundError, BucketNotFoundError, AccessDeniedError, UnderStoreError.
         """
+        return self.dated_info(dataset, path).value
+
+    def list(self, dataset: str, path: str = "") -> list[FileInfo]:
+        """The entries of a directory of a dataset, sorted by path. Raises as `info` does."""
+        return [*self.dated_list(dataset, path).value]
+
+    def dated_info(self, dataset: str, path: str) -> Dated[FileInfo]:
+        """As `info`, with the seconds for which the answer may be believed."""
         path = clean_path(path)
         metadata = self._metadata_of(dataset)
         if not path:
-            return FileInfo("", "directory")
+            return Dated(FileInfo("", "directory"), math.inf)
         known = metadata.info(path)
         if known is None:
             known = self._ask(
@@ -154,10 +167,10 @@ class Client:
                 lambda source: source.info(path),
             )
             metadata.put_info(*known)
-        return known.value
+        return known
 
-    def list(self, dataset: str, path: str = "") -> list[FileInfo]:
-        """The entries of a directory of a dataset, sorted by path. Raises as `info` does."""
+    def dated_list(self, dataset: str, path: str) -> Dated[builtins.list[FileInfo]]:
+        """As `list`, with the seconds for which the answer may be believed. The list is shared: do not change it."""
         path = clean_path(path)
         metadata = self._metadata_of(dataset)
         known = metadata.listing(path)
@@ -166,7 +179,11 @@ class Client:
                 dataset, path, lambda near: near.list(dataset, path), lambda source: source.list(path)
             )
             metadata.put_listing(path, *known)
-        return known.value
+        return known
+
+    def known(self, dataset: str) -> MetadataCache:
+        """What this process knows of a dataset's names: nothing in it waits for anybody. Raises DatasetNotFoundError."""
+        return self._metadata_of(dataset)
 
     def walk(self, dataset: str, path: str = "") -> Iterator[FileInfo]:
         """All files at or below a path, depth first. Raises as `info` does."""
@@ -219,6 +236,7 @@ class Client:
         with contextlib.closing(self.open(dataset, path)) as reader:
             local = reader.local_file()
             if local is not None:
+                reader.tally.read += reader.size
                 yield local.path
                 return
             with tempfile.TemporaryDirectory(prefix="raycache-") as directory:
@@ -264,6 +282,7 @@ class Client:
 
     def close(self) -> None:
         """Close connections and, when embedded, the engine."""
+        self.tallies.stop()
         with self._lock:
             self.closed = True
             sources, self._sources = list(self._sources.values()), {}
@@ -299,6 +318,16 @@ class Client:
             if failures:
                 raise failures[-1] from None
             raise
+
+    def _count_reads(self, dataset: str, hit: int, missed: int) -> None:
+        """Tell the node's worker what was read, or, on a node without one, any other that holds the dataset."""
+        keepers = self._keepers(dataset, "")
+        if not keepers:
+            raise WorkerUnavailableError("no worker holds the dataset", where=dataset)
+        try:
+            keepers[0].count_reads(dataset, hit, missed)
+        except DatasetNotFoundError:
+            pass  # deleted, and what was read of it with it
 
     def _keepers(self, dataset: str, directory: str) -> builtins.list[Near]:
         """Who may know the names of a directory: the node's worker, and then the directory's owners."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from raycache.blocks import FileInfo, ObjectVersion
@@ -20,6 +20,9 @@ PATIENCE_S = 8.0
 GRACE_S = 7.0
 """Seconds beyond `PATIENCE_S` after which a worker that is silent counts as hung. It is not what a slow object
 store looks like, so nobody has to wait for that long."""
+
+REPORT_TIMEOUT_S = 5.0
+"""Longest wait for a worker that is told what was read."""
 
 METADATA_TIMEOUT_S = 60.0
 """Longest wait for a stat or a listing."""
@@ -40,8 +43,11 @@ class Near(Protocol):
     def list(self, dataset: str, path: str) -> Dated[list[FileInfo]]:
         """The entries of a directory, and how long to believe them."""
 
-    def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> None:
-        """Have `blocks` in the local store on return, and `ahead` on their way."""
+    def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> Sequence[range]:
+        """Have `blocks` in the local store on return, and `ahead` on their way. Returns those that were not there."""
+
+    def count_reads(self, dataset: str, hit: int, missed: int) -> None:
+        """Tell what was read, in bytes."""
 
     def open(self, version: ObjectVersion, hit: bool = True) -> LocalFile | None:
         """A leased view of the local file, if there is one; `hit`: whether that counts as a use for eviction."""
@@ -81,11 +87,15 @@ class WorkerNear:
         )
         return Dated([FileInfo.from_wire(info) for info in answer["infos"]], ttl_from_wire(answer["ttl"]))
 
-    def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> None:
+    def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> Sequence[range]:
+        absent: list[range] | None = None
         for _ in range(ENSURE_ROUNDS):
             request = ensure_to_wire(version, blocks, ahead, PATIENCE_S)
-            if self._peers.call(self._worker, "ensure", request, PATIENCE_S + GRACE_S).get("ready", True):
-                return
+            answer = self._peers.call(self._worker, "ensure", request, PATIENCE_S + GRACE_S)
+            if absent is None:
+                absent = [range(start, stop) for start, stop in answer.get("absent", ())]
+            if answer.get("ready", True):
+                return absent
             ahead = range(0)  # is on its way
         raise UnderStoreError(
             f"a block did not arrive within {ENSURE_ROUNDS * PATIENCE_S:.0f} s",
@@ -103,6 +113,10 @@ class WorkerNear:
 
     def stream(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
         return self._peers.stream_blocks(self._worker, version, blocks)
+
+    def count_reads(self, dataset: str, hit: int, missed: int) -> None:
+        payload = {"dataset": dataset, "hit": hit, "missed": missed}
+        self._peers.call(self._worker, "reads", payload, REPORT_TIMEOUT_S)
 
     def invalidate(self, dataset: str, path: str) -> None:
         self._peers.call(self._worker, "invalidate", {"dataset": dataset, "path": path}, METADATA_TIMEOUT_S)
@@ -122,8 +136,13 @@ class EngineNear:
     def list(self, dataset: str, path: str) -> Dated[list[FileInfo]]:
         return self._engine.list(dataset, path)
 
-    def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> None:
+    def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> Sequence[range]:
+        absent = self._engine.absent(version, blocks, ahead)
         self._engine.ensure(version, blocks, ahead)
+        return absent
+
+    def count_reads(self, dataset: str, hit: int, missed: int) -> None:
+        self._engine.count_reads(dataset, hit, missed)
 
     def open(self, version: ObjectVersion, hit: bool = True) -> LocalFile | None:
         return self._engine.open_local(version, hit)

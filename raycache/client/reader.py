@@ -41,6 +41,9 @@ LOOK_EVERY_S = 0.0005
 """For how long, and how often (seconds), a reader looks whether blocks that are on their way have arrived, before it
 asks the worker to say so. A look is a slice of the mapped index; a question costs both processes half a millisecond."""
 
+NEIGHBOURHOOD = 8 * MiB
+"""Bytes around the end of the last read in which the next one counts as going on from there."""
+
 BYPASS_READS = 64
 """Slow reads that go round a full cache before it is asked again."""
 
@@ -56,6 +59,7 @@ class ObjectReader:
     def __init__(self, client: Client, version: ObjectVersion) -> None:
         self.version = version
         self.size = version.size
+        self.tally = client.tallies.open(version)
         self._client = client
         self._lock = threading.Lock()
         self._local: LocalFile | None = None
@@ -76,6 +80,7 @@ class ObjectReader:
             RaycacheError: neither the cache nor the store could give the bytes.
         """
         local = self._local
+        self.tally.read += max(0, min(length, self.size - offset))
         try:
             if local is not None and local.complete:
                 return _whole(local.pread(offset, length), min(length, self.size - offset))
@@ -98,6 +103,7 @@ class ObjectReader:
         if length == 0:
             return 0
         buffer = buffer[:length]
+        self.tally.read += length
         try:
             if local is not None and (local.complete or self._hit(local, offset, length)):
                 if local.preadv_into(offset, buffer) == length:
@@ -154,6 +160,7 @@ class ObjectReader:
         """Give up the lease and everything else. The reader cannot be used again."""
         with self._lock:
             self._closed = True
+            self._client.tallies.close(self.tally)
             local, self._local = self._local, None
             far, self._far = self._far, None
         if local is not None:
@@ -174,14 +181,20 @@ class ObjectReader:
         blocks = self.version.blocks_of(offset, length)
         if not local.has(blocks):
             return False
-        if offset == self._expected:
-            self._expected = offset + length
+        if self._follows(offset):
+            self._expected = max(self._expected, offset + length)
             if self._ahead and self._lock.acquire(blocking=False):
                 try:
                     self._keep_ahead(blocks, offset + length)
                 finally:
                     self._lock.release()
         return True
+
+    def _follows(self, offset: int) -> bool:
+        """Whether a read at `offset` goes on from the ones before it. Once they are sequential not to the byte: several
+        threads of one reader, or the kernel's readahead through FUSE, come a little out of turn."""
+        distance = abs(offset - self._expected)
+        return distance == 0 or (self._ahead > 0 and distance <= NEIGHBOURHOOD)
 
     def _reach(self, blocks: range, end: int) -> int:
         """The block up to which fetches should be on their way while `blocks` are read for a request up to `end`."""
@@ -200,7 +213,7 @@ class ObjectReader:
             return
         self._ahead_stop = stop
         try:
-            near.ensure(self.version, range(0), range(start, stop))
+            self.tally.bring(near.ensure(self.version, range(0), range(start, stop)))
         except RaycacheError as error:  # the bytes that were asked for are here: this read cannot fail
             log.debug("readahead of %s: %s", self.version.path, error)
 
@@ -210,12 +223,13 @@ class ObjectReader:
         with self._lock:
             if self._closed:
                 raise ValueError("read of a closed reader")
-            if offset == self._expected:
+            end = offset + len(buffer)
+            if self._follows(offset):
                 self._ahead = min(AHEAD_MAX, max(AHEAD_MIN, AHEAD_GROWTH * self._ahead))
+                self._expected = max(self._expected, end)
             else:
                 self._ahead = self._ahead_stop = 0
-            end = offset + len(buffer)
-            self._expected = end
+                self._expected = end
             done = 0
             with self._forget_if_stale():
                 while done < len(buffer):
@@ -286,7 +300,7 @@ class ObjectReader:
         """Whether the node's cache has the blocks now. Raises StaleObjectError; whatever else fails, others may
         have the bytes."""
         try:
-            near.ensure(self.version, blocks, ahead)
+            self.tally.bring(near.ensure(self.version, blocks, ahead))
         except StaleObjectError:
             raise
         except CacheFullError as error:
@@ -324,6 +338,7 @@ class ObjectReader:
     def _read_far(self, offset: int, buffer: memoryview, blocks: range) -> None:
         if self._far is None:
             self._far = self._client.far(self.version)
+        self.tally.past += len(buffer)
         done = 0
         for block in blocks:
             start, length = self.version.block_extent(block)

@@ -57,14 +57,26 @@ class MetadataCache:
             return Dated(entry[0], entry[1] - now)
 
     def listing(self, path: str) -> Dated[list[FileInfo]] | None:
-        """All entries of the directory at `path`, if they are known and still believed."""
+        """All entries of the directory at `path`, if they are known and still believed. The same list each time, so
+        that whoever lists again can tell that nothing has changed: do not change it."""
         now = self._clock()
         with self._lock:
             directory = self._directories.get(path)
             if directory is None or directory.listed_until <= now:
                 return None
             self._directories.move_to_end(path)
-            return Dated(list(directory.listed), directory.listed_until - now)
+            return Dated(directory.listed, directory.listed_until - now)
+
+    def absent(self, path: str) -> float:
+        """Seconds for which it may be believed that there is nothing at `path`, because its directory's listing is
+        known and does not have it; 0 if that is not known."""
+        now = self._clock()
+        parent, name = posixpath.split(path)
+        with self._lock:
+            directory = self._directories.get(parent)
+            if directory is None or directory.listed_until <= now or name in directory.entries:
+                return 0.0
+            return directory.listed_until - now
 
     def put_info(self, info: FileInfo, ttl: float | None = None) -> None:
         """Remember one entry for `ttl` seconds (default: the dataset's)."""
