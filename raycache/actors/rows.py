@@ -46,6 +46,8 @@ def dataset_usage(name: str, usages: Usages) -> dict[str, int]:
         "cached": sum(item["primary_bytes"] for item in held),
         "near_copies": sum(item["secondary_bytes"] for item in held),
         "cache_capacity": sum(tier["quota"] for item in held for tier in item["tiers"]),
+        "hit": sum(item["hit_bytes"] for item in held),
+        "missed": sum(item["missed_bytes"] for item in held),
     }
 
 
@@ -56,6 +58,7 @@ def dataset_row(
     usage = dataset_usage(dataset.name, usages)
     total = scan["ufs_total_size"]
     known = total is not None and not scan["ufs_scanning"]
+    read = usage["hit"] + usage["missed"]
     percentage = None
     if known and total:
         # Versions that were replaced in the store may still be cached, so it can be more than there is.
@@ -70,7 +73,7 @@ def dataset_row(
         "cached": usage["cached"],
         "cache_capacity": usage["cache_capacity"],
         "cached_percentage": percentage,
-        "hit_ratio": None,
+        "hit_ratio": usage["hit"] / read if read else None,
         "phase": phase[0],
         "created": created,
         "reason": phase[1] or scan["error"],

@@ -21,7 +21,7 @@ GRACE_S = 7.0
 """Seconds beyond `PATIENCE_S` after which a worker that is silent counts as hung. It is not what a slow object
 store looks like, so nobody has to wait for that long."""
 
-REPORT_TIMEOUT_S = 5.0
+REPORT_TIMEOUT_S = 2.0
 """Longest wait for a worker that is told what was read."""
 
 METADATA_TIMEOUT_S = 60.0

@@ -12,7 +12,9 @@ read whole. A hit costs one addition; who adds it up comes by every few seconds.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -90,6 +92,7 @@ class Tallies:
             if self._thread is None and not self._stopping.is_set():
                 self._thread = threading.Thread(target=self._run, name="raycache-reads", daemon=True)
                 self._thread.start()
+                atexit.register(self._at_exit, os.getpid())
         return tally
 
     def close(self, tally: Tally) -> None:
@@ -119,11 +122,16 @@ class Tallies:
     def stop(self) -> None:
         """Report for the last time."""
         self._stopping.set()
+        atexit.unregister(self._at_exit)
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         self.tell()
+
+    def _at_exit(self, pid: int) -> None:
+        if pid == os.getpid():  # not in a process that was forked from this one
+            self.stop()
 
     def _collect(self, tally: Tally) -> None:
         self._add(tally.version.dataset, *tally.news())

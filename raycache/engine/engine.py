@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, NamedTuple
@@ -66,6 +66,7 @@ class Engine:
         self.metrics = metrics
         self._fetcher = Fetcher(peers, metrics)
         self._volumes: dict[str, Volume] = {}
+        self._reads: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
     # -- datasets -----------------------------------------------------------------------------------------
@@ -88,6 +89,7 @@ class Engine:
         """Stop serving a dataset. Returns its store, which the caller purges or closes; None if there is none."""
         with self._lock:
             volume = self._volumes.pop(name, None)
+            self._reads.pop(name, None)
         if volume is None:
             return None
         volume.source.close()
@@ -314,6 +316,24 @@ class Engine:
         if blocks is None:
             blocks = range(len(present))
         return sum(version.block_extent(block).length for block in blocks if present[block])
+
+    def absent(self, version: ObjectVersion, *wanted: range) -> Sequence[range]:
+        """Those of the wanted blocks that are not in the local store, in runs; on their way is not there."""
+        store = self.volume(version.dataset).store
+        return [run for blocks in wanted for run in store.absent(version, blocks)]
+
+    # -- what readers tell --------------------------------------------------------------------------------
+
+    def count_reads(self, dataset: str, hit: int, missed: int) -> None:
+        """Add what a reader has read, in bytes. Raises DatasetNotFoundError."""
+        self.volume(dataset)
+        with self._lock:
+            known = self._reads.get(dataset, (0, 0))
+            self._reads[dataset] = known[0] + hit, known[1] + missed
+
+    def reads(self, dataset: str) -> tuple[int, int]:
+        """Bytes of a dataset that readers found in a cache of their node, and that they did not, as far as was told."""
+        return self._reads.get(dataset, (0, 0))
 
     def _stream_past(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
         """Blocks from the object store itself, for a store that has no room for even an index."""

@@ -40,6 +40,7 @@ class EngineService:
             "release": self._release,
             "cached": self._cached,
             "recheck": self._recheck,
+            "reads": self._reads,
             "evict": self._evict,
             "invalidate": self._invalidate,
             "usage": self._usage,
@@ -56,6 +57,7 @@ class EngineService:
         datasets = {}
         for volume in self._engine.volumes:
             objects = volume.store.objects()
+            hit, missed = self._engine.reads(volume.dataset.name)
             datasets[volume.dataset.name] = {
                 "generation": volume.dataset.generation,
                 "tiers": [
@@ -65,6 +67,8 @@ class EngineService:
                 "primary_bytes": sum(o.bytes_cached for o in objects if not o.secondary),
                 "secondary_bytes": sum(o.bytes_cached for o in objects if o.secondary),
                 "objects": len(objects),
+                "hit_bytes": max(0, hit),
+                "missed_bytes": max(0, missed),
             }
         return {
             "pid": os.getpid(),
@@ -102,7 +106,9 @@ class EngineService:
         blocks, ahead = _blocks(version, payload, "blocks"), _blocks(version, payload, "ahead")
         patience_s = payload.get("patience")
         keep = Keep(payload["keep"], _blocks(version, payload, "kept")) if payload.get("keep") else None
-        return {"ready": self._engine.ensure(version, blocks, ahead, patience_s, keep)}
+        absent = self._engine.absent(version, blocks, ahead)
+        ready = self._engine.ensure(version, blocks, ahead, patience_s, keep)
+        return {"ready": ready, "absent": [[run.start, run.stop] for run in absent]}
 
     def _release(self, payload: dict[str, Any]) -> Answer:
         self._engine.volume(payload["dataset"]).store.release(payload["load"])
@@ -120,6 +126,10 @@ class EngineService:
     def _recheck(self, payload: dict[str, Any]) -> Answer:
         version = wire.version_from_wire(payload.get("version"))
         return {"bad": self._engine.recheck(version, _blocks(version, payload, "blocks"))}
+
+    def _reads(self, payload: dict[str, Any]) -> Answer:
+        self._engine.count_reads(payload["dataset"], int(payload["hit"]), int(payload["missed"]))
+        return {}
 
     def _evict(self, payload: dict[str, Any]) -> Answer:
         path = clean_path(payload.get("path", ""))
@@ -146,6 +156,7 @@ def ensure_to_wire(
     """The payload of the action `ensure`.
 
     Its answer's `ready` is false if the blocks did not come in `patience_s` seconds; None: as long as it may take.
+    `absent` is which of them were not there when it was asked, as pairs of bounds.
     What `keep` names stays until the action `release` (dataset, load).
     """
     kept = {} if keep is None else {"keep": keep.load, "kept": [keep.blocks.start, keep.blocks.stop]}

@@ -61,6 +61,7 @@ def _copy_by_kernel(reader: ObjectReader, target: int, callback: Any) -> bool:
         if not copied:
             raise IntegrityError("the local file ended early", where=local.path)
         done += copied
+        reader.tally.read += copied
         callback.relative_update(copied)
     return True
 

@@ -61,6 +61,7 @@ class RaycacheFile(io.BufferedIOBase):
         self._reconnect = reconnect
         self._pid = os.getpid()
         self._position = position
+        self._tally = reader.tally
         self._fd = -1  # of the local file, once that is complete; the reader owns it
         self._inherited: ObjectReader | None = None  # of the process that this one was forked from
         self._mapped: pa.Buffer | None = None
@@ -155,7 +156,9 @@ class RaycacheFile(io.BufferedIOBase):
                 data = os.pread(self._fd, size, position)
             except OSError:
                 data = b""
-            if len(data) != size:  # the disk under the local file failed: the reader knows other ways
+            if len(data) == size:
+                self._tally.read += size
+            else:  # the disk under the local file failed: the reader knows other ways
                 data = self._read_at(position, size)
         self._position = position + len(data)
         return data
@@ -172,6 +175,7 @@ class RaycacheFile(io.BufferedIOBase):
         if self._fd >= 0 and size <= ONE_CALL:
             try:
                 done = os.preadv(self._fd, (view[:size],), position) if size else 0
+                self._tally.read += done
             except OSError:
                 done = 0
         else:
@@ -250,11 +254,15 @@ class RaycacheFile(io.BufferedIOBase):
         if size is None or not 0 <= size <= remaining:
             size = max(0, remaining)
         self._position = position + size
+        self._tally.read += size
         return mapped.slice(min(position, self.size), size)
 
     def mapped(self) -> pa.Buffer | None:
         """The whole object without a copy, if it lies complete in the local store; nothing is fetched for it."""
-        return pa.py_buffer(b"") if self.size == 0 else self._mapped or self._map()
+        mapped = pa.py_buffer(b"") if self.size == 0 else self._mapped or self._map()
+        if mapped is not None:
+            self._tally.read += self.size
+        return mapped
 
     def close(self) -> None:
         """Give up the lease. Buffers that were handed out stay valid."""
@@ -284,6 +292,7 @@ class RaycacheFile(io.BufferedIOBase):
             # so would the descriptor, and its number might soon be another file's.
             self._inherited = self._reader
             self._reader = self._reconnect(self._reader.version)
+            self._tally = self._reader.tally
             self._pid = os.getpid()
 
     def _after_slow_read(self) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raycache.blocks import ObjectVersion
+from raycache.blocks import ObjectVersion, runs
 from raycache.errors import SpecError, StoreBusyError
 from raycache.metrics import Metrics
-from raycache.store import moving, opening
+from raycache.store import index, moving, opening
 from raycache.store.adoption import adopt
 from raycache.store.cached_object import CachedObject, Pin
 from raycache.store.filling import Filling
@@ -133,6 +133,18 @@ class LocalStore:
             return [False] * version.block_count
         with cached.cond:
             return [False] * version.block_count if cached.gone else [bool(state) for state in cached.states]
+
+    def absent(self, version: ObjectVersion, blocks: range) -> list[range]:
+        """Those of `blocks` (adjacent) that are not present, in runs."""
+        cached = self._registry.get(version.object_id)
+        if cached is None or cached.tier is None or not blocks:
+            return [blocks] if blocks else []
+        with cached.cond:
+            states = bytes(len(blocks)) if cached.gone else cached.states[blocks.start : blocks.stop]
+        if index.ABSENT not in states:
+            return []
+        missing = [block for block, state in zip(blocks, states, strict=True) if state == index.ABSENT]
+        return list(runs(missing, len(missing)))
 
     def objects(self) -> list[ObjectStatus]:
         """What is in the store."""

@@ -234,7 +234,7 @@ def test_what_arrives_of_a_former_mount_point_is_not_kept(
 
 def test_a_mount_point_with_nothing_in_it_has_no_percentage(dataset: ResolvedDataset) -> None:
     def percentage(total: int, cached: int) -> float | None:
-        held = {"primary_bytes": cached, "secondary_bytes": 0, "tiers": []}
+        held = {"primary_bytes": cached, "secondary_bytes": 0, "tiers": [], "hit_bytes": 0, "missed_bytes": 0}
         scan = {"ufs_total_size": total, "ufs_total_files": 0, "ufs_scanning": False, "error": ""}
         usages = {"node0": {"datasets": {"ds": held}}}
         row = rows.dataset_row(dataset, 0.0, scan, usages, ("Bound", ""))
