@@ -136,29 +136,27 @@ class Engine:
             ObjectNotFoundError, BucketNotFoundError, AccessDeniedError, UnderStoreError.
         """
         volume = self.volume(dataset)
-        known = volume.metadata.info(path)
+        known, generation = volume.metadata.info(path), volume.metadata.generation
         if known is not None:
             return known
         answer = None if hop else self._ask_owner("info", dataset, path, path.rpartition("/")[0])
-        if answer is not None:
-            info = Dated(FileInfo.from_wire(answer["info"]), ttl_from_wire(answer["ttl"]))
-        else:
-            info = Dated(volume.source.info(path), volume.metadata.ttl)
-        volume.metadata.put_info(*info)
+        if answer is None:
+            return volume.info(path)
+        info = Dated(FileInfo.from_wire(answer["info"]), ttl_from_wire(answer["ttl"]))
+        volume.metadata.put_info(*info, generation=generation)
         return info
 
     def list(self, dataset: str, path: str, hop: bool = False) -> Dated[list[FileInfo]]:
         """The entries of the directory at `path`, sorted by path. Arguments and errors as for `info`."""
         volume = self.volume(dataset)
-        known = volume.metadata.listing(path)
+        known, generation = volume.metadata.listing(path), volume.metadata.generation
         if known is not None:
             return known
         answer = None if hop else self._ask_owner("list", dataset, path, path)
-        if answer is not None:
-            infos = Dated([FileInfo.from_wire(i) for i in answer["infos"]], ttl_from_wire(answer["ttl"]))
-        else:
-            infos = Dated(volume.source.list(path), volume.metadata.ttl)
-        volume.metadata.put_listing(path, *infos)
+        if answer is None:
+            return volume.list(path)
+        infos = Dated([FileInfo.from_wire(i) for i in answer["infos"]], ttl_from_wire(answer["ttl"]))
+        volume.metadata.put_listing(path, *infos, generation=generation)
         return infos
 
     def invalidate(self, dataset: str, path: str = "", hop: bool = False) -> None:

@@ -36,10 +36,15 @@ class MetadataCache:
     Args:
         ttl: seconds for which an answer of the under-store is believed; 0 never, `math.inf` always.
         clock: monotonic seconds.
+
+    Attributes:
+        generation: grows whenever something is forgotten. What was asked for before that may be just what had to be
+            forgotten: give its generation along with the answer, and it is not remembered.
     """
 
     def __init__(self, ttl: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.ttl = ttl
+        self.generation = 0
         self._clock = clock
         self._lock = threading.Lock()
         self._entries = 0
@@ -78,26 +83,32 @@ class MetadataCache:
                 return 0.0
             return directory.listed_until - now
 
-    def put_info(self, info: FileInfo, ttl: float | None = None) -> None:
-        """Remember one entry for `ttl` seconds (default: the dataset's)."""
+    def put_info(self, info: FileInfo, ttl: float | None = None, generation: int | None = None) -> None:
+        """Remember one entry for `ttl` seconds (default: the dataset's); see `generation`."""
         ttl = self.ttl if ttl is None else min(ttl, self.ttl)
         if ttl <= 0 or not info.path:
             return
         parent, name = posixpath.split(info.path)
         with self._lock:
+            if generation not in (None, self.generation):
+                return
             directory = self._directories.setdefault(parent, _Directory())
             self._entries += name not in directory.entries
             directory.entries[name] = (info, self._clock() + ttl)
             self._trim()
 
-    def put_listing(self, path: str, infos: list[FileInfo], ttl: float | None = None) -> None:
-        """Remember a directory's entries, and with them each file's version, for `ttl` seconds."""
+    def put_listing(
+        self, path: str, infos: list[FileInfo], ttl: float | None = None, generation: int | None = None
+    ) -> None:
+        """Remember a directory's entries, and with them each file's version, for `ttl` seconds; see `generation`."""
         ttl = self.ttl if ttl is None else min(ttl, self.ttl)
         if ttl <= 0:
             return
         until = self._clock() + ttl
         directory = _Directory({info.name: (info, until) for info in infos}, infos, until)
         with self._lock:
+            if generation not in (None, self.generation):
+                return
             self._drop(path)
             self._directories[path] = directory
             self._entries += len(directory.entries)
@@ -106,6 +117,7 @@ class MetadataCache:
     def invalidate(self, path: str = "") -> None:
         """Forget the entry at `path`, its parent's listing, and all below it; "" forgets everything."""
         with self._lock:
+            self.generation += 1
             if not path:
                 self._directories.clear()
                 self._entries = 0

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
-from raycache.blocks import ObjectVersion
-from raycache.engine.metadata import MetadataCache
+from raycache.blocks import FileInfo, ObjectVersion
+from raycache.engine.metadata import Dated, MetadataCache
 from raycache.engine.peers import Peers
 from raycache.errors import DatasetNotFoundError, RaycacheError, StaleObjectError, StoreBusyError
 from raycache.metrics import Metrics
+from raycache.singleflight import SingleFlight
 from raycache.spec import ResolvedDataset
 from raycache.store import Filling, LocalStore
 from raycache.ufs import DatasetSource
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Volume:
@@ -33,6 +39,7 @@ class Volume:
         self.source = DatasetSource(dataset, metrics)
         self.metadata = MetadataCache(metadata_ttl(dataset))
         self._peers = peers
+        self._flights: SingleFlight[tuple[str, str, int], Dated[Any]] = SingleFlight()
         self._successor: Volume | None = None
 
     def succeeded_by(self, successor: Volume) -> None:
@@ -49,6 +56,38 @@ class Volume:
         else:
             if freed:
                 log.info("%d bytes of former mounts of dataset %s removed", freed, self.dataset.name)
+
+    def info(self, path: str) -> Dated[FileInfo]:
+        """The entry at `path`, of the object store, which is asked once for all who want to know at the same time."""
+
+        def ask(generation: int) -> Dated[FileInfo]:
+            found = Dated(self.source.info(path), self.metadata.ttl)
+            self.metadata.put_info(*found, generation=generation)
+            return found
+
+        return self._once("info", path, self.metadata.info, ask)
+
+    def list(self, path: str) -> Dated[builtins.list[FileInfo]]:
+        """The entries of the directory at `path`; as `info`."""
+
+        def ask(generation: int) -> Dated[builtins.list[FileInfo]]:
+            found = Dated(self.source.list(path), self.metadata.ttl)
+            self.metadata.put_listing(path, *found, generation=generation)
+            return found
+
+        return self._once("list", path, self.metadata.listing, ask)
+
+    def _once(
+        self, what: str, path: str, known: Callable[[str], Dated[T] | None], ask: Callable[[int], Dated[T]]
+    ) -> Dated[T]:
+        generation = self.metadata.generation
+        if self.metadata.ttl <= 0:
+            return ask(
+                generation
+            )  # who opens in the mode `strict` must get an answer that was asked for after that
+        # Nor does anybody get one that was asked for before he had the name forgotten.
+        flight = what, path, generation
+        return cast(Dated[T], self._flights.do(flight, lambda: known(path) or ask(generation)))
 
     def fill(self, version: ObjectVersion) -> Filling:
         """A hold on an object in the local store, to write or read blocks: a near copy unless it is owned here.

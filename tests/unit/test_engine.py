@@ -20,6 +20,8 @@ from raycache.errors import (
     UnderStoreError,
 )
 from raycache.store import LocalFile
+from raycache.ufs.base import ObjectInfo
+from raycache.ufs.local import LocalDirectory
 from raycache.ufs.retry import Backoff, Failure, Retrier
 from tests.support.embedded import (
     BLOCK,
@@ -33,6 +35,7 @@ from tests.support.embedded import (
     dataset_of,
     noise,
 )
+from tests.support.raycluster import until
 from tests.support.stores import Doing
 
 SIZE = 5 * BLOCK + 123
@@ -328,6 +331,54 @@ def test_a_listing_is_made_once_for_all_workers(tmp_path: Path, bucket_dir: Path
         assert [info.path for info in listings[0]] == ["a"]
         assert listings[0] == listings[1] == listings[2]
         assert calls == [""]
+
+
+def test_stats_of_a_path_at_the_same_time_are_one_head_at_the_store(
+    tmp_path: Path, bucket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Workers(tmp_path, dataset_of("ds", {"": f"file://{bucket_dir}"}), 3) as workers:
+        heads: list[str] = []
+        original = LocalDirectory.head
+        flights = [node.engine.volume("ds")._flights for node in workers.nodes]
+
+        def head(self: LocalDirectory, key: str) -> ObjectInfo:
+            heads.append(key)
+            asking = ("info", "a", 0)
+            until(
+                lambda: max(flight.waiters(asking) for flight in flights) == 11,
+                "all others wait for this one",
+            )
+            return original(self, key)
+
+        monkeypatch.setattr(LocalDirectory, "head", head)
+        infos = at_once(12, lambda number: workers.nodes[number % 3].engine.info("ds", "a").value)
+        assert heads == ["a"]
+        assert infos == infos[:1] * 12
+
+
+def test_who_had_a_name_forgotten_does_not_get_what_was_asked_for_before(
+    tmp_path: Path, bucket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Embedded(tmp_path / "tier", dataset_of("ds", {"": f"file://{bucket_dir}"})) as cache:
+        asked, go_on = threading.Event(), threading.Event()
+        original = LocalDirectory.head
+
+        def head(self: LocalDirectory, key: str) -> ObjectInfo:
+            found = original(self, key)
+            if not asked.is_set():
+                asked.set()
+                assert go_on.wait(PATIENCE_S)
+            return found
+
+        monkeypatch.setattr(LocalDirectory, "head", head)
+        first = Doing(lambda: cache.engine.info("ds", "a").value.size)
+        assert asked.wait(PATIENCE_S)
+        (bucket_dir / "a").write_bytes(b"new")
+        cache.engine.invalidate("ds", "a")
+        assert cache.engine.info("ds", "a").value.size == 3
+        go_on.set()
+        assert first.result() == SIZE
+        assert cache.engine.info("ds", "a").value.size == 3, "and what came late is not remembered"
 
 
 def test_workers_that_take_each_other_for_the_owner_do_not_wait_for_each_other(
