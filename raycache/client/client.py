@@ -182,7 +182,7 @@ class Client:
         return known
 
     def known(self, dataset: str) -> MetadataCache:
-        """What this process knows of a dataset's names: nothing in it waits for anybody. Raises DatasetNotFoundError."""
+        """What this process knows of a dataset's names; nothing in it waits. Raises DatasetNotFoundError."""
         return self._metadata_of(dataset)
 
     def walk(self, dataset: str, path: str = "") -> Iterator[FileInfo]:

@@ -114,6 +114,21 @@ class ObjectReader:
         self._read_slowly(offset, buffer)
         return length
 
+    def ready(self, offset: int, length: int) -> LocalFile | None:
+        """The local file, if it has these bytes now and reading them is no occasion to send for others: whoever reads
+        from it waits for nobody. None says that `readinto_at` may have to wait."""
+        local = self._local
+        if local is None or local.complete:
+            return local
+        blocks = self.version.blocks_of(offset, length)
+        if not local.has(blocks):
+            return None
+        if self._follows(offset):
+            if self._ahead and self._due(blocks, offset + length):
+                return None
+            self._expected = max(self._expected, offset + length)
+        return local
+
     def view_at(self, offset: int, length: int) -> memoryview | None:
         """The bytes without a copy, if the whole object lies in a local file; None otherwise."""
         local = self._local or self._open_local()
@@ -202,18 +217,22 @@ class ObjectReader:
         requested = min(-(-end // per_block), blocks.stop + AHEAD_MAX // per_block)
         return min(max(requested, blocks.stop + self._ahead // per_block), self.version.block_count)
 
-    def _keep_ahead(self, blocks: range, end: int) -> None:
-        """Send for more once a quarter of what was on its way has been read, before the reader has to wait."""
+    def _due(self, blocks: range, end: int) -> range:
+        """The blocks to send for while `blocks` are read: none before a quarter of what was sent for has been read."""
         stop = self._reach(blocks, end)
-        if 4 * (self._ahead_stop - blocks.stop) > 3 * (stop - blocks.stop):
+        if self._bypass or 4 * (self._ahead_stop - blocks.stop) > 3 * (stop - blocks.stop):
+            return range(0)
+        return range(max(blocks.stop, self._ahead_stop), stop)
+
+    def _keep_ahead(self, blocks: range, end: int) -> None:
+        """Send for what is due, before the reader has to wait for it."""
+        due = self._due(blocks, end)
+        near = self._client.near(self.version.dataset) if due else None
+        if near is None:
             return
-        near = self._client.near(self.version.dataset) if not self._bypass else None
-        start = max(blocks.stop, self._ahead_stop)
-        if near is None or stop <= start:
-            return
-        self._ahead_stop = stop
+        self._ahead_stop = due.stop
         try:
-            self.tally.bring(near.ensure(self.version, range(0), range(start, stop)))
+            self.tally.bring(near.ensure(self.version, range(0), due))
         except RaycacheError as error:  # the bytes that were asked for are here: this read cannot fail
             log.debug("readahead of %s: %s", self.version.path, error)
 

@@ -75,6 +75,17 @@ class LocalFile:
         start = self._states_at + blocks.start
         return self._index[start : start + len(blocks)].count(index.VERIFIED) == len(blocks)
 
+    def cached_bytes(self) -> int:
+        """Bytes of the blocks that are here and verified."""
+        if self.complete:
+            return self._size
+        count = self.version.block_count
+        return sum(
+            self.version.block_extent(block).length
+            for block in range(count)
+            if self.has(range(block, block + 1))
+        )
+
     def pread(self, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`, short only at the object's end.
 

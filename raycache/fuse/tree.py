@@ -1,0 +1,258 @@
+"""The dataset as a tree of nodes: names, attributes, listings.
+
+What is known is answered at once; what has to be asked for is left to a thread of the pool. The kernel is told how
+long an answer about a name holds: for as long as it may still be believed. A file's attributes hold for good, because
+its node is one version.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import stat
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raycache.blocks import FileInfo
+from raycache.client import Client
+from raycache.errors import NotFoundError
+from raycache.fuse.handles import Handle, Handles
+from raycache.fuse.inodes import Inodes, Node
+from raycache.fuse.protocol import ROOT_ID, Attr, DirBuffer, Open, replies
+from raycache.fuse.protocol.constants import NAME_MAX
+from raycache.fuse.session import Deferred, Reply
+
+NEGATIVE_S = 1.0
+"""Seconds for which the kernel may believe that a name does not exist: enough for a program that probes, and an
+object that is created is still seen as soon as its directory is listed again."""
+
+LIST_AFTER = 4
+"""Names of one directory that are asked for one by one before it is listed instead: a listing answers for all."""
+
+LISTED = 1024
+"""Directories of which the last listing is remembered, to tell the kernel that its own copy still holds."""
+
+_NO_NUMBER = 0xFFFFFFFF
+"""The inode number of an entry that is only listed: FUSE_UNKNOWN_INO of libfuse."""
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Who owns what is shown.
+
+    Args:
+        uid: numeric user ID.
+        gid: numeric group ID.
+        mode: permission bits of files. Directories may be searched by whoever may read them.
+        made_ns: time of directories, which object stores do not have: when the dataset was mounted.
+    """
+
+    uid: int
+    gid: int
+    mode: int = 0o444
+    made_ns: int = 0
+
+    def attr(self, node_id: int, info: FileInfo) -> Attr:
+        """The attributes of an entry."""
+        if info.version is None:
+            mode = self.mode & 0o555
+            mode = stat.S_IFDIR | mode | (mode & 0o444) >> 2
+            ns = self.made_ns
+            return Attr(node_id, 0, mode, 2, self.uid, self.gid, ns, ns, ns)
+        ns = info.version.mtime_ns
+        mode = stat.S_IFREG | self.mode
+        return Attr(node_id, info.version.size, mode, 1, self.uid, self.gid, ns, ns, ns)
+
+
+class Listing:
+    """A directory as it was when it was opened: the `state` of its handle."""
+
+    __slots__ = ("_until", "infos")
+
+    def __init__(self, infos: Sequence[FileInfo], ttl: float) -> None:
+        self.infos = infos
+        self._until = time.monotonic() + ttl
+
+    @property
+    def ttl(self) -> float:
+        """Seconds for which its entries may still be believed."""
+        return max(0.0, self._until - time.monotonic())
+
+
+class Tree:
+    """Answers about names. Thread-safe.
+
+    Args:
+        client: reads the cache.
+        dataset: name of the dataset.
+        inodes: the mount's nodes.
+        handles: the mount's open directories.
+        ownership: whose it is.
+    """
+
+    def __init__(
+        self, client: Client, dataset: str, inodes: Inodes, handles: Handles, ownership: Ownership
+    ) -> None:
+        self._client = client
+        self._dataset = dataset
+        self._inodes = inodes
+        self._handles = handles
+        self._ownership = ownership
+        self._lock = threading.Lock()
+        self._listed: OrderedDict[str, Sequence[FileInfo]] = OrderedDict()
+        self._asked: OrderedDict[str, int] = OrderedDict()
+
+    # -- names --------------------------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> Reply | Deferred:
+        """Answer LOOKUP."""
+        path = self._path(parent, name)
+        known = self._client.known(self._dataset)
+        found = known.info(path)
+        if found is not None:
+            return self._entry(parent, *found)
+        absent = known.absent(path)
+        if absent > 0:
+            return replies.negative_entry(min(absent, NEGATIVE_S))
+        made: list[Node] = []
+
+        def call() -> Reply:
+            try:
+                info, ttl = self._ask(path)
+            except NotFoundError:
+                return replies.negative_entry(min(known.ttl, NEGATIVE_S))
+            made.append(self._inodes.lookup(parent, info))
+            return self._entry_of(made[0], ttl)
+
+        def undo() -> None:
+            for node in made:
+                self._inodes.forget(node.id)
+
+        return Deferred(call, undo)
+
+    def attributes(self, node_id: int) -> bytes:
+        """Answer GETATTR."""
+        return replies.attributes(self._ownership.attr(node_id, self._inodes.get(node_id).info), math.inf)
+
+    def statx(self, node_id: int) -> bytes:
+        """Answer STATX."""
+        return replies.statx(self._ownership.attr(node_id, self._inodes.get(node_id).info), math.inf)
+
+    def _path(self, parent: int, name: bytes) -> str:
+        try:
+            text = name.decode()
+        except UnicodeDecodeError:  # object stores have names of UTF-8 only
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
+        above = self._inodes.path_of(parent)
+        return f"{above}/{text}" if above else text
+
+    def _ask(self, path: str) -> tuple[FileInfo, float]:
+        directory = path.rpartition("/")[0]
+        with self._lock:
+            times = self._asked.pop(directory, 0) + 1
+            self._asked[directory] = times
+            while len(self._asked) > LISTED:
+                self._asked.popitem(last=False)
+        if times <= LIST_AFTER:
+            return self._client.dated_info(self._dataset, path)
+        with self._lock:
+            self._asked.pop(directory, None)
+        infos, ttl = self._client.dated_list(self._dataset, directory)
+        for info in infos:
+            if info.path == path:
+                return info, ttl
+        raise NotFoundError("no such file or directory", where=path)
+
+    def _entry(self, parent: int, info: FileInfo, ttl: float) -> bytes:
+        return self._entry_of(self._inodes.lookup(parent, info), ttl)
+
+    def _entry_of(self, node: Node, ttl: float) -> bytes:
+        return replies.entry(node.id, self._ownership.attr(node.id, node.info), ttl, math.inf)
+
+    # -- directories --------------------------------------------------------------------------------------
+
+    def open_directory(self, node: Node, flags: int) -> Reply | Deferred:
+        """Answer OPENDIR."""
+        path = node.info.path
+        found = self._client.known(self._dataset).listing(path)
+        if found is not None:
+            return self._opened(node, flags, Listing(*found))[1]
+        made: list[Handle] = []
+
+        def call() -> Reply:
+            handle, reply = self._opened(node, flags, self._list(path))
+            made.append(handle)
+            return reply
+
+        return Deferred(call, lambda: self.release_directory(made[0].fh))
+
+    def read_directory(
+        self, node: Node, handle: Handle, offset: int, size: int, *, plus: bool
+    ) -> Reply | Deferred:
+        """Answer READDIR or READDIRPLUS: entries from number `offset` on, `.` and `..` being the first two."""
+        listing = handle.state
+        if not isinstance(listing, Listing):  # a former server opened it
+
+            def call() -> Reply:
+                handle.state = again = self._list(node.info.path)
+                return self._read_listing(node, again, offset, size, plus)
+
+            return Deferred(call)
+        return self._read_listing(node, listing, offset, size, plus)
+
+    def release_directory(self, fh: int) -> None:
+        """Answer RELEASEDIR."""
+        self._handles.release(fh)
+
+    def _list(self, path: str) -> Listing:
+        return Listing(*self._client.dated_list(self._dataset, path))
+
+    def _opened(self, node: Node, flags: int, listing: Listing) -> tuple[Handle, bytes]:
+        handle = self._handles.open(node.id, flags=flags, directory=True, state=listing)
+        kernel = Open.CACHE_DIR
+        if self._remember(node.info.path, listing.infos):
+            kernel |= Open.KEEP_CACHE
+        return handle, replies.opened(handle.fh, kernel)
+
+    def _remember(self, path: str, infos: Sequence[FileInfo]) -> bool:
+        """Whether this is the very listing that the directory had when it was opened last."""
+        with self._lock:
+            former = self._listed.pop(path, None)
+            self._listed[path] = infos
+            while len(self._listed) > LISTED:
+                self._listed.popitem(last=False)
+            return former is infos
+
+    def _read_listing(self, node: Node, listing: Listing, offset: int, size: int, plus: bool) -> bytearray:
+        buffer = DirBuffer(size, plus=plus)
+        mode = stat.S_IFDIR
+        for index, (name, number) in enumerate(((b".", node.id), (b"..", ROOT_ID))):
+            if offset <= index and not buffer.add(name, number, mode, index + 1):
+                return buffer.body
+        left = size - len(buffer)
+        chosen: list[tuple[int, bytes, FileInfo]] = []
+        for index in range(max(0, offset - 2), len(listing.infos)):
+            info = listing.infos[index]
+            name = info.name.encode(errors="surrogateescape")
+            if not 0 < len(name) <= NAME_MAX:
+                continue  # the kernel would refuse the whole directory
+            left -= buffer.length(name)
+            if left < 0:
+                break
+            chosen.append((index + 3, name, info))
+        if plus:
+            nodes = self._inodes.lookup_all(node.id, [info for _, _, info in chosen])
+            for (after, name, info), found in zip(chosen, nodes, strict=True):
+                buffer.add(name, found.id, _type(info), after, self._entry_of(found, listing.ttl))
+        else:
+            for after, name, info in chosen:
+                buffer.add(name, _NO_NUMBER, _type(info), after)
+        return buffer.body
+
+
+def _type(info: FileInfo) -> int:
+    return stat.S_IFDIR if info.version is None else stat.S_IFREG
