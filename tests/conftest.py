@@ -20,8 +20,8 @@ from tests.support.seaweed import REGION, SeaweedS3
 PATIENCE_S = 5.0
 """Seconds that threads and connections get to end after a test. Only a test that leaks waits for them."""
 
-
-_FAILED = pytest.StashKey[bool]()
+FAILED = pytest.StashKey[bool]()
+"""Whether a test has failed, for fixtures that must not blame it for more."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,7 +40,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed and report.when in ("setup", "call"):
-        item.stash[_FAILED] = True
+        item.stash[FAILED] = True
     return report
 
 
@@ -76,7 +76,7 @@ def _no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     before = holdings()
     yield
-    if request.node.stash.get(_FAILED, False):
+    if request.node.stash.get(FAILED, False):
         return  # its traceback keeps its locals alive, so whatever it had open still is
     found = leaked_since(before, PATIENCE_S)
     if found:

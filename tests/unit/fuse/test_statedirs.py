@@ -1,0 +1,106 @@
+"""Where state directories are, and which are cleared away."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from raycache import mountinfo
+from raycache.errors import AccessDeniedError, MountError
+from raycache.fuse import mounts, statedirs, statefiles
+from raycache.fuse.statefiles import Process
+from raycache.settings import Settings
+
+
+def _tmpfs_at(monkeypatch: pytest.MonkeyPatch, *points: str) -> None:
+    table = [mountinfo.MountEntry("0:1", "/", "overlay", "overlay", "")]
+    table += [mountinfo.MountEntry("0:2", point, "tmpfs", "tmpfs", "") for point in points]
+    monkeypatch.setattr(mountinfo, "mounts", lambda: table)
+
+
+def test_roots_of_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    settings = Settings(state_dir="/home/x/.local/state/raycache", runtime_dir="/run/user/0")
+    _tmpfs_at(monkeypatch, os.path.realpath("/run"), "/dev/shm")
+    assert statedirs.roots(settings)[0] == "/run/raycache/mounts"
+    _tmpfs_at(monkeypatch, "/dev/shm")  # a container: /run is part of its image
+    assert statedirs.roots(settings)[0] == "/dev/shm/raycache-0/mounts"
+    _tmpfs_at(monkeypatch)
+    assert statedirs.roots(settings)[0] == "/run/raycache/mounts"
+
+
+def test_roots_of_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    settings = Settings(state_dir=f"{tmp_path}/state/raycache", runtime_dir=f"{tmp_path}/run")
+    _tmpfs_at(monkeypatch, f"{tmp_path}/run", "/dev/shm")
+    assert statedirs.roots(settings) == [
+        f"{tmp_path}/run/raycache/mounts",
+        "/dev/shm/raycache-1000/mounts",
+        f"{tmp_path}/state/raycache/mounts",
+    ]
+    _tmpfs_at(monkeypatch)
+    settings = Settings(state_dir=f"{tmp_path}/state/raycache")
+    assert statedirs.roots(settings)[-1] == f"{tmp_path}/state/raycache/mounts"
+
+
+def test_a_mount_point_through_links(tmp_path: Path) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "to-a").symlink_to("a")
+    (tmp_path / "a/to-b").symlink_to("../to-a/b")
+    real = os.path.realpath(tmp_path)
+    assert statedirs.real_mountpoint(f"{tmp_path}/to-a/to-b") == f"{real}/a/b"
+    assert statedirs.real_mountpoint(f"{tmp_path}/a/absent/") == f"{real}/a/absent"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(MountError, match="too many"):
+        statedirs.real_mountpoint(f"{tmp_path}/loop")
+
+
+def test_somebody_elses_directory_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "root").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(AccessDeniedError):
+        statedirs.make_home(str(tmp_path / "root"), "/mnt")
+
+
+def _slot(home: str, **status: object) -> str:
+    directory = statedirs.new_slot(home)
+    statefiles.write_json(os.path.join(directory, "mount.json"), {"mountpoint": "/mnt/x", "source": "ds"})
+    if status:
+        statefiles.write_json(os.path.join(directory, "status.json"), status)
+    return directory
+
+
+def test_what_nobody_uses_is_cleared_away(tmp_path: Path) -> None:
+    root = str(tmp_path / "root")
+    home = statedirs.make_home(root, "/mnt/x")
+    killed = _slot(home, state="serving", supervisor=Process(2**22, 1))
+    failed = _slot(home, state="failed", error="it died")
+    unfinished = _slot(home)
+    used = _slot(home, state="serving", supervisor=statefiles.process(os.getpid()))
+    lock = statefiles.lock(os.path.join(used, "LOCK"))
+    assert lock is not None
+    try:
+        found = mounts.find(root)
+    finally:
+        os.close(lock)
+    # Somebody holds it and it is not in the tree: it serves open files.
+    assert [(one.state, one.state_dir) for one in found] == [("failed", failed), ("detached", used)]
+    assert found[0].error == "it died"
+    assert found[1].supervisor_pid == os.getpid()
+    assert not os.path.exists(killed)
+    assert not os.path.exists(unfinished)
+
+
+def test_nothing_is_cleared_away_under_whoever_is_mounting(tmp_path: Path) -> None:
+    root = str(tmp_path / "root")
+    home = statedirs.make_home(root, "/mnt/x")
+    unfinished = _slot(home)
+    lock = statefiles.lock(os.path.join(home, "LOCK"))
+    assert lock is not None
+    try:
+        assert [one.state for one in mounts.find(root)] == ["starting"]
+    finally:
+        os.close(lock)
+    assert os.path.exists(unfinished)
