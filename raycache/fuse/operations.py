@@ -164,7 +164,7 @@ class Operations:
         if isinstance(request.body, BatchForget):
             self._inodes.forget_all(request.body.forgets)
         elif isinstance(request.body, Forget):
-            self._inodes.forget(request.nodeid, request.body.count)
+            self._inodes.forget(request.nodeid, request.body.references)
         return None
 
     def _open(self, request: Request) -> Answer:

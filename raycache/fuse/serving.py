@@ -97,10 +97,10 @@ class Serving:
         if self.passthrough:
             handle = self._open_whole(node, flags, self._client.open_local(version))
             if handle is not None:
-                return _reply(handle)
+                return self._reply(handle)
             if 0 < version.size <= SMALL and self._handles.may_passthrough(node.id):
                 return self._later(node, flags)
-        return _reply(self._open_cached(node, flags, ObjectReader(self._client, version)))
+        return self._reply(self._open_cached(node, flags, ObjectReader(self._client, version)))
 
     def release(self, fh: int) -> None:
         """Answer RELEASE."""
@@ -115,9 +115,16 @@ class Serving:
 
         def call() -> Reply:
             made.append(self._fetch_first(node, flags))
-            return _reply(made[0])
+            return self._reply(made[0])
 
         return Deferred(call, lambda: self.release(made[0].fh))
+
+    def _reply(self, handle: Handle) -> bytes:
+        if handle.mode == "passthrough":
+            return replies.opened(handle.fh, Open.PASSTHROUGH, handle.backing_id)
+        # Where the kernel will read the file itself once it is whole, its pages need not be in memory twice until
+        # then. Elsewhere the page cache is what makes a second read fast; a node's bytes never change, so it is kept.
+        return replies.opened(handle.fh, Open.DIRECT_IO if self.passthrough else Open.KEEP_CACHE)
 
     def _fetch_first(self, node: Node, flags: int) -> Handle:
         reader = ObjectReader(self._client, _version(node))
@@ -143,6 +150,7 @@ class Serving:
             handle = self._handles.open(node.id, "passthrough", backing_id=backing_id, flags=flags)
             if backing_id and handle.backing_id != backing_id:  # another open was faster
                 self._forget(backing_id)
+            self._count(_version(node))
             return handle
         except IoModeError:
             if backing_id:
@@ -159,6 +167,12 @@ class Serving:
         finally:
             if local is not None:
                 local.close()  # the kernel has the lease now
+
+    def _count(self, version: ObjectVersion) -> None:
+        """What the kernel reads by itself nobody sees: it counts as a hit of the whole object."""
+        tally = self._client.tallies.open(version)
+        tally.read = version.size
+        self._client.tallies.close(tally)
 
     def _open_cached(self, node: Node, flags: int, reader: ObjectReader) -> Handle:
         stream = Stream(reader)
@@ -201,6 +215,7 @@ class Serving:
             buffer = self._buffers.take()
             try:
                 if local.preadv_into(offset, buffer.view[:length]) == length:
+                    reader.tally.read += length
                     return buffer.reply(length)
             except OSError as error:  # the disk under it failed: the reader knows other ways
                 log.info("%s: %s", node.info.path, error)
@@ -240,7 +255,3 @@ def _version(node: Node) -> ObjectVersion:
     return version
 
 
-def _reply(handle: Handle) -> bytes:
-    # A node's bytes never change, so what the page cache has of it stays good.
-    flags = Open.PASSTHROUGH if handle.mode == "passthrough" else Open.KEEP_CACHE
-    return replies.opened(handle.fh, flags, handle.backing_id)

@@ -41,9 +41,9 @@ class Lookup(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """FORGET: give back `count` references of `nodeid`. Not to be answered."""
+    """FORGET: give back so many references of `nodeid`. Not to be answered."""
 
-    count: int
+    references: int
 
 
 class BatchForget(NamedTuple):
