@@ -26,6 +26,7 @@ from typing import NamedTuple
 from raycache.errors import RaycacheError
 from raycache.fuse import answers
 from raycache.fuse.answers import Deferred, Handler, Reply, ReplySender
+from raycache.fuse.interrupts import Fate, Interrupts, fate_of
 from raycache.fuse.notifier import Notifier
 from raycache.fuse.protocol import Interrupt, ProtocolError, Request, parse, replies
 from raycache.fuse.protocol.constants import NO_REPLY
@@ -61,11 +62,12 @@ class Load(NamedTuple):
 class _InFlight:
     """A request that was read and not answered."""
 
-    __slots__ = ("deferred", "interrupted", "opcode", "since", "unique")
+    __slots__ = ("deferred", "interrupted", "opcode", "pid", "since", "unique")
 
-    def __init__(self, unique: int, opcode: int, since: float) -> None:
+    def __init__(self, unique: int, opcode: int, pid: int, since: float) -> None:
         self.unique = unique
         self.opcode = opcode
+        self.pid = pid
         self.since = since
         self.deferred: Deferred | None = None
         self.interrupted = False
@@ -81,6 +83,7 @@ class Session:
         workers: most threads for deferred requests; they start when they are needed.
         clock: seconds, monotonic.
         read: os.readv; tests put a device of their own here.
+        fate: what becomes of a thread that was interrupted.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Session:
         workers: int = WORKERS,
         clock: Callable[[], float] = time.monotonic,
         read: Callable[[int, list[bytearray]], int] = os.readv,
+        fate: Callable[[int], Fate] = fate_of,
     ) -> None:
         self._fd = fd
         self._handler = handler
@@ -99,6 +103,9 @@ class Session:
         self._read = read
         self._in_flight: dict[int, _InFlight] = {}
         self._unknown: dict[int, int] = {}
+        self._interrupts = Interrupts(
+            self._in_flight.__contains__, self._give_up, look=fate, clock=self._clock
+        )
         self._pool = ThreadPoolExecutor(workers, "raycache-fuse-worker")
         self._notifier = Notifier(fd)
         self._stopping = False
@@ -145,6 +152,7 @@ class Session:
             # What is queued is answered as well, unless nobody is there to hear it.
             self._pool.shutdown(wait=True, cancel_futures=self._unmounted)
             self._in_flight.clear()
+            self._interrupts.close()
             self._notifier.close()
             os.set_blocking(self._fd, True)
         if self._failure is not None:
@@ -246,7 +254,7 @@ class Session:
 
     def _serve(self, request: Request) -> None:
         unique = request.unique
-        state = _InFlight(unique, request.opcode, self._clock())
+        state = _InFlight(unique, request.opcode, request.pid, self._clock())
         self._in_flight[unique] = state
         try:
             reply = self._handler(request)
@@ -272,9 +280,9 @@ class Session:
         state.deferred = deferred
         # In this order, and the other way round in _interrupt: one of the two sees what the other has set.
         if state.interrupted:
-            if self._take(state):
-                answers.write_error(self._fd, state.unique, errno.EINTR)
-            return
+            self._interrupts.add(state.unique, state.pid)
+            if self._in_flight.get(state.unique) is not state:
+                return
         try:
             future: Future[None] = self._pool.submit(self._work, state, deferred)
         except RuntimeError as error:
@@ -301,7 +309,8 @@ class Session:
             deferred.undo()
 
     def _interrupt(self, unique: int, target: int) -> None:
-        """The kernel's rules are in Documentation/filesystems/fuse.rst, "Interrupting filesystem operations"."""
+        """The kernel's rules are in Documentation/filesystems/fuse.rst, "Interrupting filesystem operations"; ours in
+        `interrupts`."""
         state = self._in_flight.get(target)
         if state is None:
             # Answered already (then the kernel ignores this), or read by a thread that has not come as far as
@@ -315,8 +324,13 @@ class Session:
             return
         state.interrupted = True
         # What a loop thread serves does not wait for anything: its answer is as fast as EINTR.
-        if state.deferred is not None and self._take(state):
-            answers.write_error(self._fd, target, errno.EINTR)
+        if state.deferred is not None:
+            self._interrupts.add(target, state.pid)
+
+    def _give_up(self, unique: int) -> None:
+        """Whoever waited for a request has ended, or is about to."""
+        if self._in_flight.pop(unique, None) is not None:
+            answers.write_error(self._fd, unique, errno.EINTR)
 
     # -- replies ------------------------------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ import queue
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from raycache.fuse.interrupts import Fate
 from raycache.fuse.protocol import Opcode
 from raycache.fuse.session import Handler, Session
 
@@ -108,9 +109,18 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(kernel: FakeKernel, handler: Handler, *, threads: int = 1, workers: int = 4) -> Iterator[Running]:
-    """A session of `handler`, ended by an unmount."""
-    running = Running(Session(kernel.session_fd, handler, threads=threads, workers=workers, read=kernel.read))
+def serving(
+    kernel: FakeKernel,
+    handler: Handler,
+    *,
+    threads: int = 1,
+    workers: int = 4,
+    fate: Callable[[int], Fate] = lambda tid: Fate.ENDS,
+) -> Iterator[Running]:
+    """A session of `handler`, ended by an unmount. Whoever is interrupted is about to end, unless `fate` says else."""
+    running = Running(
+        Session(kernel.session_fd, handler, threads=threads, workers=workers, read=kernel.read, fate=fate)
+    )
     try:
         yield running
     finally:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from raycache.errors import ObjectNotFoundError, SpecError
+from raycache.fuse.interrupts import Fate
 from raycache.fuse.protocol import UNIQUE_RESEND, Notify, Opcode, Request, replies
 from raycache.fuse.session import REQUEUES, WAKE, Deferred, Load, Reply, Session, make_wakeable
 from tests.unit.fuse.fake_kernel import PATIENCE_S, FakeKernel, Running, serving
@@ -204,6 +205,58 @@ def test_an_interrupt_may_come_before_the_request_is_deferred(kernel: FakeKernel
         gate.open.set()
         assert kernel.answer() == (2, -errno.EINTR, b"")
     assert not work.begun.is_set()
+
+
+def test_who_lives_on_is_answered_in_spite_of_an_interrupt(kernel: FakeKernel) -> None:
+    gate = Gate()
+    asked: list[int] = []
+
+    def fate(tid: int) -> Fate:
+        asked.append(tid)
+        return Fate.STAYS
+
+    with serving(kernel, lambda r: gate.deferred() if r.opcode == Opcode.OPEN else b"", fate=fate):
+        kernel.send(Opcode.OPEN, bytes(8), unique=2)
+        gate.wait()
+        kernel.interrupt(2)
+        kernel.send(Opcode.STATFS, unique=4)
+        assert kernel.answer().unique == 4
+        gate.open.set()
+        assert kernel.answer() == (2, 0, b"gated")
+    assert set(asked) == {7}  # the pid of the request, not the INTERRUPT's
+    assert not gate.undone.is_set()
+
+
+def test_who_lives_on_and_then_ends_is_let_go(kernel: FakeKernel) -> None:
+    gate = Gate()
+    fates = iter([Fate.STAYS, Fate.UNKNOWN, Fate.STAYS, Fate.ENDS])
+    with serving(kernel, lambda r: gate.deferred(), fate=lambda tid: next(fates)):
+        kernel.send(Opcode.OPEN, bytes(8), unique=2)
+        gate.wait()
+        kernel.interrupt(2)  # once, as the kernel does
+        assert kernel.answer() == (2, -errno.EINTR, b"")
+        gate.open.set()
+        assert gate.undone.wait(PATIENCE_S)
+    assert not any(thread.name == "raycache-fuse-interrupts" for thread in threading.enumerate())
+
+
+def test_who_lives_on_may_be_interrupted_before_the_request_is_deferred(kernel: FakeKernel) -> None:
+    gate = Gate()
+
+    def handler(request: Request) -> Reply | Deferred:
+        if request.opcode == Opcode.STATFS:
+            return b""
+        gate()
+        return Deferred(lambda: b"late")
+
+    with serving(kernel, handler, threads=2, fate=lambda tid: Fate.STAYS):
+        kernel.send(Opcode.READ, bytes(40), unique=2)
+        gate.wait()
+        kernel.interrupt(2)
+        kernel.send(Opcode.STATFS, unique=4)
+        assert kernel.answer() == (4, 0, b"")
+        gate.open.set()
+        assert kernel.answer() == (2, 0, b"late")
 
 
 def test_a_request_that_a_loop_serves_is_answered_in_spite_of_an_interrupt(kernel: FakeKernel) -> None:
