@@ -1,14 +1,11 @@
-"""From a mount's config.json to a client: over the workers of a cluster, or with a cache of its own.
-
-{"dataset": ResolvedDataset.wire(), "made_ns": ..., "uid": ..., "gid": ...,
- "cluster": {"addresses": [...], "token": ...}}         or        {"embedded": {"cache_dir": ..., "quota": ...}}
-"""
+"""From a mount's config.json (`configs`) to a client: over the workers of a cluster, or with a cache of its own."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -16,36 +13,22 @@ from raycache.actors import embedding, host
 from raycache.actors.outside import StateOverFlight
 from raycache.client import Client, ClusterState
 from raycache.errors import ClusterUnavailableError, SpecError
+from raycache.fuse.configs import cluster_config, embedded_config
 from raycache.fuse.tree import Ownership
 from raycache.membership import Membership
 from raycache.spec import ResolvedDataset
+from raycache.ufs import DatasetSource
+
+__all__ = ["check", "client_for", "cluster_config", "embedded_config", "ownership_of"]
 
 log = logging.getLogger(__name__)
-
-
-def cluster_config(dataset: ResolvedDataset, addresses: list[str], token: str) -> dict[str, Any]:
-    """The config of a mount that reads through a cluster's workers.
-
-    Args:
-        dataset: what to mount; with the store's credentials if the mount shall read on when no worker is left.
-        addresses: `host:port` of workers; one that answers is enough.
-        token: of the data plane.
-    """
-    return {"dataset": dataset.wire(), "cluster": {"addresses": addresses, "token": token}}
-
-
-def embedded_config(
-    dataset: ResolvedDataset, cache_dir: str = "", quota: int | None = None
-) -> dict[str, Any]:
-    """The config of a mount with a cache of its own; arguments as of `raycache.api.embedded`."""
-    return {"dataset": dataset.wire(), "embedded": {"cache_dir": cache_dir, "quota": quota}}
 
 
 def client_for(config: Mapping[str, Any], *, first: bool) -> Client:
     """A client that can read the config's dataset.
 
     Args:
-        config: see the module.
+        config: see `configs`.
         first: whether nobody relies on the mount yet, so that a cluster that does not answer is worth an error.
 
     Raises:
@@ -70,6 +53,21 @@ def client_for(config: Mapping[str, Any], *, first: bool) -> Client:
         # Files that are whole here are read as ever; for the rest the object store is asked, and the workers again.
         log.warning("%s", error)
     return Client(state, refresh=asker, host_id=host.host_id())
+
+
+def check(config: Mapping[str, Any]) -> list[str]:
+    """See that the store can be read before anybody relies on the mount. (What a cluster has, was checked by `apply`.)
+
+    Returns:
+        What is odd and no error.
+
+    Raises:
+        BucketNotFoundError, AccessDeniedError, UnderStoreError: it cannot.
+    """
+    if "embedded" not in config:
+        return []
+    with closing(DatasetSource(ResolvedDataset.from_wire(config["dataset"]))) as source:
+        return [f"there is nothing (yet) in {uri}; is it the right place?" for uri in source.check()]
 
 
 def ownership_of(config: Mapping[str, Any]) -> Ownership:

@@ -72,6 +72,7 @@ class Server:
             )
         plan = statefiles.read_json(os.path.join(directory, statefiles.MOUNT))
         self._point = str(plan.get("mountpoint", ""))
+        self._warnings = [] if number else reach.check(config)
         self._client: Client = reach.client_for(config, first=number == 0)
         dataset = config["dataset"]["name"]
         self._journal, state = Journal.open(os.path.join(directory, statefiles.JOURNAL), generation=number)
@@ -164,6 +165,7 @@ class Server:
 
     def _status(self, oldest_s: float, requests: int) -> dict[str, Any]:
         return {
+            "warnings": self._warnings,
             "passthrough": self._serving.passthrough,
             "reason": self._serving.reason,
             "requests": requests,
