@@ -130,16 +130,45 @@ class ObjectReader:
         return local
 
     def view_at(self, offset: int, length: int) -> memoryview | None:
-        """The bytes without a copy, if the whole object lies in a local file; None otherwise."""
-        local = self._local or self._open_local()
-        if local is None or not local.complete:
-            return None
+        """The bytes without a copy, if all of them lie in a local file now; None otherwise: nothing is fetched."""
         length = self._clip(offset, length)
+        local = self._local or self._open_local()
+        if local is None or not local.has(self.version.blocks_of(offset, length)):
+            return None
         try:
             return local.view(offset, length) if length else memoryview(b"")
         except (OSError, ValueError) as error:  # no descriptors or no memory left; the file was cut short
             self._distrust(error)
             return None
+
+    def read_view(self, offset: int, length: int) -> memoryview:
+        """As `read_at`, but a view of the local file where the node's cache can hold the bytes; nothing is copied.
+
+        The view is read-only, stays valid after the reader is closed, and keeps the lease for as long as it lives.
+        """
+        length = self._clip(offset, length)
+        if (
+            self._local is not None
+            and self._local.complete
+            and (view := self.view_at(offset, length)) is not None
+        ):
+            self.tally.read += length
+            return view
+        with self._lock:
+            self._begin_slowly(offset, length)
+            end = offset + length
+            with self._forget_if_stale():
+                if not self._bypass and all(
+                    self._bring(self.version.blocks_of(start, upto - start), end)
+                    for start, upto in _windows(offset, end)
+                ):
+                    view = self.view_at(offset, length)
+                    if view is not None:
+                        self.tally.read += length
+                        return view
+        buffer = bytearray(length)
+        self.readinto_at(offset, memoryview(buffer))
+        return memoryview(buffer).toreadonly()
 
     def complete_local(self) -> LocalFile | None:
         """The local file if it is complete by now; nothing is fetched. It stays this reader's, and its lease too."""
@@ -240,23 +269,21 @@ class ObjectReader:
 
     def _read_slowly(self, offset: int, buffer: memoryview) -> None:
         with self._lock:
-            if self._closed:
-                raise ValueError("read of a closed reader")
+            self._begin_slowly(offset, len(buffer))
             end = offset + len(buffer)
-            if self._follows(offset):
-                self._ahead = min(AHEAD_MAX, max(AHEAD_MIN, AHEAD_GROWTH * self._ahead))
-                self._expected = max(self._expected, end)
-            else:
-                self._ahead = self._ahead_stop = 0
-                self._expected = end
-            done = 0
             with self._forget_if_stale():
-                while done < len(buffer):
-                    position = offset + done
-                    # Windows end where a multiple of WINDOW does, so that they fall on whole fetches.
-                    upto = min(end, (position // WINDOW + 1) * WINDOW)
-                    self._read_window(position, buffer[done : upto - offset], end)
-                    done = upto - offset
+                for start, upto in _windows(offset, end):
+                    self._read_window(start, buffer[start - offset : upto - offset], end)
+
+    def _begin_slowly(self, offset: int, length: int) -> None:
+        if self._closed:
+            raise ValueError("read of a closed reader")
+        if self._follows(offset):
+            self._ahead = min(AHEAD_MAX, max(AHEAD_MIN, AHEAD_GROWTH * self._ahead))
+            self._expected = max(self._expected, offset + length)
+        else:
+            self._ahead = self._ahead_stop = 0
+            self._expected = offset + length
 
     @contextlib.contextmanager
     def _forget_if_stale(self) -> Iterator[None]:
@@ -365,6 +392,14 @@ class ObjectReader:
             data = self._far.block(block)[skip : min(length, skip + len(buffer) - done)]
             buffer[done : done + len(data)] = data
             done += len(data)
+
+
+def _windows(offset: int, end: int) -> Iterator[tuple[int, int]]:
+    """A range in parts that end where a multiple of WINDOW does, so that they fall on whole fetches."""
+    while offset < end:
+        upto = min(end, (offset // WINDOW + 1) * WINDOW)
+        yield offset, upto
+        offset = upto
 
 
 def _whole(data: bytes, length: int) -> bytes:

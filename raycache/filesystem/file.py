@@ -241,18 +241,20 @@ class RaycacheFile(io.BufferedIOBase):
         return whole
 
     def read_buffer(self, size: int | None = -1) -> pa.Buffer:
-        """As `read`, but a buffer of the mapped local file, without a copy, once the object is complete there.
+        """As `read`, but a buffer of the mapped local file, without a copy where it can hold the bytes.
 
         pyarrow calls this when it wraps a Python file. The buffer stays valid after the file is closed, and the
         lease on the local file lasts as long as the buffer.
         """
-        mapped = self._mapped
-        if mapped is None and (self.size == 0 or (mapped := self._map()) is None):
-            return pa.py_buffer(self.read(size))
         position = self._position
         remaining = self.size - position
         if size is None or not 0 <= size <= remaining:
             size = max(0, remaining)
+        mapped = self._mapped
+        if mapped is None and (self.size == 0 or (mapped := self._map()) is None):
+            data = self._reader.read_view(position, size)
+            self._position = position + size
+            return pa.py_buffer(data)
         self._position = position + size
         self._tally.read += size
         return mapped.slice(min(position, self.size), size)

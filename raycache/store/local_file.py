@@ -118,13 +118,14 @@ class LocalFile:
     def view(self, offset: int, length: int) -> memoryview:
         """Up to `length` bytes from `offset` as a read-only view of the page cache, without a copy.
 
+        The blocks of a file that is not complete stay too while it is mapped: nobody punches a hole into it without
+        the exclusive lock.
+
         Raises:
-            IntegrityError: the file is not complete.
+            IntegrityError: a block of the range is not here.
         """
-        if not self.complete:
-            raise IntegrityError(
-                "only a complete file can be mapped", where=self.path, hint="fetch the missing blocks first"
-            )
+        if not self._complete:
+            self._require(offset, length)
         if self._size == 0:
             return memoryview(b"")
         if self._map is None:

@@ -94,6 +94,29 @@ def test_random_reads_cold_and_warm(cache: Embedded) -> None:
     assert cache.spies["ds"].bytes <= SIZE
 
 
+def test_views_cold_and_warm(cache: Embedded) -> None:
+    chance = random.Random(8)
+    views = []
+    with closing(cache.client.open("ds", "a")) as reader:
+        for _ in range(200):
+            offset, length = chance.randrange(SIZE + 10), chance.choice([0, 1, 4096, BLOCK, 3 * BLOCK])
+            views.append((offset, length, reader.read_view(offset, length)))
+            assert views[-1][2].readonly
+    for offset, length, view in views:  # the reader is closed, the views are not
+        assert view == DATA[offset : offset + length]
+    assert cache.spies["ds"].bytes <= SIZE
+
+
+def test_views_of_an_object_larger_than_the_cache(tmp_path: Path, bucket_dir: Path) -> None:
+    dataset = dataset_of("ds", {"": f"file://{bucket_dir}"})
+    with (
+        Embedded(tmp_path / "small", dataset, quota=4 * BLOCK) as small,
+        closing(small.client.open("ds", "a")) as reader,
+    ):
+        views = [reader.read_view(offset, BLOCK) for offset in range(0, SIZE, BLOCK)]
+        assert b"".join(views) == DATA
+
+
 def test_sixteen_readers_read_a_cold_object_once(cache: Embedded) -> None:
     def read(number: int) -> bytes:
         with closing(cache.client.open("ds", "a")) as reader:

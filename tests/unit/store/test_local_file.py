@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raycache.errors import IntegrityError
+from raycache.errors import CacheFullError, IntegrityError
 from raycache.store import LocalFile, StoreView, files, index
 from tests.support.stores import BLOCK, content, opened, part, put, tier, version
 
@@ -69,8 +69,23 @@ def test_missing_blocks_are_an_error_and_not_zeros(tmp_path: Path) -> None:
                     file.pread(offset, length)
                 with pytest.raises(IntegrityError):
                     file.preadv_into(offset, memoryview(bytearray(length)))
-            with pytest.raises(IntegrityError, match="complete"):
-                file.view(BLOCK, 1)
+                with pytest.raises(IntegrityError):
+                    file.view(offset, length)
+
+
+def test_a_view_keeps_the_blocks_of_an_incomplete_file(tmp_path: Path) -> None:
+    of, other = version("a", 8), version("b", 8)
+    with opened(tier(tmp_path, 10)) as store:
+        put(store, of, range(4))
+        with store.lease(of) or pytest.fail("no lease") as file:
+            view = file.view(BLOCK, 2 * BLOCK)
+        # The file is closed; what is left of the lease is in the view. There is room for one of the two objects.
+        with pytest.raises(CacheFullError):
+            put(store, other, range(8))
+        assert view == part(of, range(1, 3))
+        del view
+        put(store, other, range(8))
+        assert not any(store.contains(of)[:4])
 
 
 def test_a_reader_sees_blocks_arrive(tmp_path: Path) -> None:
