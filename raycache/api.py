@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from raycache.actors import cluster_state, embedding, host, joining, local_cluster
+from raycache.actors import cluster_state, embedding, host, joining, local_cluster, outside
 from raycache.actors.catalog import document_to_wire
 from raycache.actors.kv import GcsKv, Kv, RayKv
 from raycache.actors.outside import StateOverFlight
@@ -135,8 +135,7 @@ os.register_at_fork(after_in_child=_unlock_in_child)
 def _connect_to(address: str, token: str) -> Client:
     if address.startswith(EMBEDDED):
         return embedded(embedding.datasets_in(address.removeprefix(EMBEDDED)))
-    seeds = [part.strip() for part in address.split(",") if part.strip()]
-    asker = StateOverFlight(seeds, token)
+    asker = StateOverFlight(outside.seeds(address), token)
     try:
         state = asker(-1)
     except BaseException:

@@ -20,6 +20,7 @@ class Settings:
         ray_address: `RAY_ADDRESS`: Ray cluster to connect to.
         cache_dir: `RAYCACHE_CACHE_DIR`: directory of an embedded store (no cluster).
         state_dir: `$XDG_STATE_HOME/raycache` (XDG Base Directory Specification), for what outlives a command.
+        cache_home: `$XDG_CACHE_HOME/raycache` (the same), where a mount without a cluster caches unless told otherwise.
         runtime_dir: `$XDG_RUNTIME_DIR` (the same), for what ends with the session; "" where there is none.
         log_level: `RAYCACHE_LOG_LEVEL`.
     """
@@ -29,6 +30,7 @@ class Settings:
     ray_address: str = ""
     cache_dir: str = ""
     state_dir: str = ""
+    cache_home: str = ""
     runtime_dir: str = ""
     log_level: str = "WARNING"
 
@@ -42,6 +44,9 @@ class Settings:
             cache_dir=environ.get("RAYCACHE_CACHE_DIR", ""),
             state_dir=os.path.join(
                 environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "raycache"
+            ),
+            cache_home=os.path.join(
+                environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "raycache"
             ),
             runtime_dir=environ.get("XDG_RUNTIME_DIR", ""),
             log_level=environ.get("RAYCACHE_LOG_LEVEL", "WARNING").upper(),

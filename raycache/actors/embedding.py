@@ -12,6 +12,7 @@ from raycache.engine import Engine, Peers
 from raycache.flight import PeerPool
 from raycache.membership import Membership
 from raycache.metrics import Metrics
+from raycache.settings import Settings
 from raycache.spec import (
     CacheRuntime,
     Dataset,
@@ -45,13 +46,18 @@ def open_embedded(datasets: Sequence[ResolvedDataset], cache_dir: str, quota: in
     return Client(state, engine=engine)
 
 
+def default_tier() -> TierSpec:
+    """Where a cache without a cluster is, unless something is said: a tenth of the disk of the user's home."""
+    return TierSpec(medium="SSD", path=Settings.from_environ().cache_home, quota_ratio=0.1)
+
+
 def datasets_in(path: str) -> list[ResolvedDataset]:
     """The datasets of a spec file. Raises SpecError and NotFoundError."""
     documents = load_files([path])
     models = [document.model for document in documents]
     runtimes = {model.name: model for model in models if isinstance(model, CacheRuntime)}
     secrets = {model.name: model for model in models if isinstance(model, Secret)}
-    tiers = [TierSpec(medium="SSD", path=os.path.expanduser("~/.cache/raycache"), quota_ratio=0.1)]
+    tiers = [default_tier()]
     return [
         resolve(model, runtime_for(model, runtimes), secrets, tiers)
         for model in models

@@ -35,7 +35,7 @@ def find_address(address: str | None = None) -> str | None:
     from ray._private import services
 
     latest: str | None = services.find_bootstrap_address(None)
-    return latest if latest and _answers(latest) else None
+    return latest if latest and answers(latest) else None
 
 
 def join(address: str | None = None) -> str:
@@ -58,7 +58,7 @@ def join(address: str | None = None) -> str:
                 f"this process is already part of the Ray cluster at {current}", where=found
             )
         return current
-    if not found.startswith("ray://") and not _answers(found):
+    if not found.startswith("ray://") and not answers(found):
         raise ClusterUnavailableError(
             "no Ray cluster answers at this address", where=found, hint="is it running, and the port right?"
         )
@@ -84,7 +84,8 @@ def _resolved(address: str) -> tuple[str, str]:
         return host, port
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether something listens at `host:port`. Raises ClusterUnavailableError if it is no such address."""
     host, _, port = address.rpartition(":")
     if not port.isdecimal():
         raise ClusterUnavailableError(

@@ -17,6 +17,11 @@ STATE_TIMEOUT_S = 10.0
 """Longest wait for a worker to say what the cluster looks like."""
 
 
+def seeds(text: str) -> list[str]:
+    """The addresses in a comma-separated list of them, as `RAYCACHE_ADDRESS` is."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 class StateOverFlight:
     """Asks workers for the cluster's state: those it knows, then those it was given at first."""
 
