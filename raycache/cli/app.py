@@ -9,13 +9,18 @@ import typer
 from typer.core import TyperGroup
 
 from raycache import __version__
-from raycache.cli import cluster, loads, resources, runner
+from raycache.cli import cluster, loads, mount, resources, runner
 from raycache.cli.backend import Backend
 from raycache.cli.failures import EXIT_STATUS_HELP, Exit, explained, silence_stdout
+
+_ALIASES = {"umount": "unmount"}
 
 
 class _Commands(TyperGroup):
     """The group of all commands; explains what they raise."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, _ALIASES.get(cmd_name, cmd_name))
 
     def invoke(self, ctx: Any) -> Any:
         with explained(debug=bool(ctx.params.get("debug"))):
@@ -77,6 +82,8 @@ def _make() -> typer.Typer:
     program.command()(resources.delete)
     program.command()(loads.load)
     program.command()(loads.evict)
+    program.command()(mount.mount)
+    program.command()(mount.unmount)
     # What follows the first word is the command's, dashes and all.
     program.command(context_settings={"allow_interspersed_args": False})(runner.run)
     program.command()(cluster.version)

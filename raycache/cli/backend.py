@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from raycache.errors import SpecError
 
 if TYPE_CHECKING:
-    from raycache.spec import Document, TierSpec
+    from raycache.actors.whereabouts import Whereabouts
+    from raycache.fuse.mounts import MountStatus
+    from raycache.spec import Document, ResolvedDataset, TierSpec
 
 Replicas = int | Literal["all"]
 
@@ -90,6 +92,48 @@ class Backend:
         from raycache.spec import load_files
 
         return load_files(paths)
+
+    # -- mounts -------------------------------------------------------------------------------------------
+
+    def whereabouts(self, dataset: str, address: str | None) -> Whereabouts:
+        """Where a dataset of a cluster is. Raises as `raycache.actors.whereabouts.whereabouts`."""
+        _check_address(address)
+        _quiet()
+        from raycache.actors.whereabouts import whereabouts
+
+        return whereabouts(dataset, address)
+
+    def datasets_in(self, path: str) -> list[ResolvedDataset]:
+        """The datasets of a spec file, cached without a cluster. Raises SpecError and NotFoundError."""
+        from raycache.actors.embedding import datasets_in
+
+        return datasets_in(path)
+
+    def mount(
+        self, mountpoint: str, config: Mapping[str, Any], source: str, options: Mapping[str, Any]
+    ) -> MountStatus:
+        """Mount. Arguments and errors as of `raycache.fuse.mounts.start`; `options` are those of MountOptions."""
+        from raycache.fuse import mounts
+
+        return mounts.start(mountpoint, config, source, mounts.MountOptions(**options))
+
+    def mounts(self, mountpoint: str | None = None) -> list[MountStatus]:
+        """The mounts of this user, or the one at a mount point. Raises NotMountedError."""
+        from raycache.fuse import mounts
+
+        return mounts.find() if mountpoint is None else [mounts.status(mountpoint)]
+
+    def log_of(self, mount: MountStatus) -> str:
+        """The last lines of a mount's log."""
+        from raycache.fuse import statefiles
+
+        return statefiles.log_tail(mount.state_dir) if mount.state_dir else ""
+
+    def unmount(self, mountpoint: str, *, force: bool, timeout_s: float) -> MountStatus:
+        """Unmount; see `raycache.fuse.mounts.unmount`."""
+        from raycache.fuse import mounts
+
+        return mounts.unmount(mountpoint, force=force, timeout=timeout_s)
 
     def exec(self, argv: Sequence[str], environ: Mapping[str, str]) -> None:
         """Become another program, with the environment and the open files this one was started with.

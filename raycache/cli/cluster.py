@@ -44,12 +44,13 @@ def start(
     address: common.Address = None,
 ) -> None:
     """Start raycache on a Ray cluster, or on a new local one."""
-    tiers = [_tier(text) for text in tier or ()] or None
+    tiers = [tier_of(text) for text in tier or ()] or None
     result = common.backend(ctx).start(common.address(ctx, address), tiers=tiers, num_cpus=num_cpus)
     _show("raycache is started", result, output)
 
 
-def _tier(text: str) -> TierSpec:
+def tier_of(text: str) -> TierSpec:
+    """The tier that `--tier MEDIUM:PATH:QUOTA` means. Raises SpecError."""
     from raycache.spec import TierSpec
     from raycache.spec.quantities import parse_quota
     from raycache.spec.resolve import MEDIA

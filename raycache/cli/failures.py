@@ -38,7 +38,7 @@ Exit status:
   1    the operation failed (a load that is not complete, a store that fails)
   2    wrong usage, or a spec that cannot be accepted
   3    no Ray cluster, or no raycache on it, answers
-  4    a dataset, an object or a bucket does not exist
+  4    a dataset, an object, a bucket or a mount does not exist
   5    access denied
   70   a bug in raycache; RAYCACHE_DEBUG=1 shows the traceback
   130  interrupted
@@ -50,6 +50,7 @@ _STATUS: tuple[tuple[type[errors.RaycacheError], Exit], ...] = (
     (errors.SpecError, Exit.USAGE),
     (errors.PathError, Exit.USAGE),
     (errors.NotFoundError, Exit.NOT_FOUND),
+    (errors.NotMountedError, Exit.NOT_FOUND),
     (errors.AccessDeniedError, Exit.DENIED),
     (errors.ClusterUnavailableError, Exit.UNREACHABLE),
     (errors.WorkerUnavailableError, Exit.UNREACHABLE),
