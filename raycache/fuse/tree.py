@@ -30,9 +30,6 @@ NEGATIVE_S = 1.0
 """Seconds for which the kernel may believe that a name does not exist: enough for a program that probes, and an
 object that is created is still seen as soon as its directory is listed again."""
 
-LIST_AFTER = 4
-"""Names of one directory that are asked for one by one before it is listed instead: a listing answers for all."""
-
 LISTED = 1024
 """Directories of which the last listing is remembered, to tell the kernel that its own copy still holds."""
 
@@ -104,7 +101,6 @@ class Tree:
         self._ownership = ownership
         self._lock = threading.Lock()
         self._listed: OrderedDict[str, Sequence[FileInfo]] = OrderedDict()
-        self._asked: OrderedDict[str, int] = OrderedDict()
 
     # -- names --------------------------------------------------------------------------------------------
 
@@ -122,7 +118,7 @@ class Tree:
 
         def call() -> Reply:
             try:
-                info, ttl = self._ask(path)
+                info, ttl = self._client.dated_info(self._dataset, path)
             except NotFoundError:
                 return replies.negative_entry(min(known.ttl, NEGATIVE_S))
             made.append(self._inodes.lookup(parent, info))
@@ -149,23 +145,6 @@ class Tree:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
         above = self._inodes.path_of(parent)
         return f"{above}/{text}" if above else text
-
-    def _ask(self, path: str) -> tuple[FileInfo, float]:
-        directory = path.rpartition("/")[0]
-        with self._lock:
-            times = self._asked.pop(directory, 0) + 1
-            self._asked[directory] = times
-            while len(self._asked) > LISTED:
-                self._asked.popitem(last=False)
-        if times <= LIST_AFTER:
-            return self._client.dated_info(self._dataset, path)
-        with self._lock:
-            self._asked.pop(directory, None)
-        infos, ttl = self._client.dated_list(self._dataset, directory)
-        for info in infos:
-            if info.path == path:
-                return info, ttl
-        raise NotFoundError("no such file or directory", where=path)
 
     def _entry(self, parent: int, info: FileInfo, ttl: float) -> bytes:
         return self._entry_of(self._inodes.lookup(parent, info), ttl)
