@@ -1,10 +1,10 @@
-# Each target makes the environment it needs (.venv); none needs root.
+# Each target makes the environment it needs (.venv); none needs root but bench-fuse.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-fuse clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,10 @@ check: $(STAMP)  ## format, lint, types, layers
 
 bench: $(STAMP)  ## the measurements of the README, written to benchmarks/results/
 	$(PY) -m benchmarks
+
+bench-fuse: $(STAMP)  ## the mount beside JuiceFS, rclone and s3fs; as root, on a machine with /dev/fuse
+	$(PY) -m pip install --quiet --group bench
+	$(PY) -m benchmarks fuse
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
