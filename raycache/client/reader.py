@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 
 from raycache import metrics as m
 from raycache.blocks import MiB, ObjectVersion
+from raycache.client import readahead
 from raycache.client.far import FarReader
 from raycache.client.near import Near
+from raycache.client.readahead import Readahead
 from raycache.errors import CacheFullError, IntegrityError, RaycacheError, StaleObjectError
 from raycache.store import LocalFile
 
@@ -30,19 +32,10 @@ log = logging.getLogger(__name__)
 WINDOW = 8 * MiB
 """Bytes that one request to the node's cache waits for; copying them out overlaps with fetching the next."""
 
-AHEAD_MIN = 8 * MiB
-AHEAD_MAX = 256 * MiB
-AHEAD_GROWTH = 4
-"""Sequential readahead, bytes: it grows while a reader stays sequential, as the kernel's does. At its largest it is
-twice what is fetched at a time, so that the fetches never wait for the reader."""
-
 LOOK_S = 0.05
 LOOK_EVERY_S = 0.0005
 """For how long, and how often (seconds), a reader looks whether blocks that are on their way have arrived, before it
 asks the worker to say so. A look is a slice of the mapped index; a question costs both processes half a millisecond."""
-
-NEIGHBOURHOOD = 8 * MiB
-"""Bytes around the end of the last read in which the next one counts as going on from there."""
 
 BYPASS_READS = 64
 """Slow reads that go round a full cache before it is asked again."""
@@ -65,9 +58,7 @@ class ObjectReader:
         self._local: LocalFile | None = None
         self._far: FarReader | None = None
         self._closed = False
-        self._expected = 0  # where a sequential reader reads next
-        self._ahead = 0  # bytes of readahead now
-        self._ahead_stop = 0  # first block that is not on its way yet
+        self._ahead = Readahead(version)
         self._bypass = 0  # slow reads left that do not ask the node's cache
 
     # -- reading ------------------------------------------------------------------------------------------
@@ -123,10 +114,10 @@ class ObjectReader:
         blocks = self.version.blocks_of(offset, length)
         if not local.has(blocks):
             return None
-        if self._follows(offset):
-            if self._ahead and self._due(blocks, offset + length):
+        if self._ahead.follows(offset):
+            if self._ahead.active and not self._bypass and self._ahead.due(blocks, offset + length):
                 return None
-            self._expected = max(self._expected, offset + length)
+            self._ahead.hit(offset + length)
         return local
 
     def view_at(self, offset: int, length: int) -> memoryview | None:
@@ -186,7 +177,7 @@ class ObjectReader:
             return None
         with self._lock, self._forget_if_stale():
             local = self._open_local()
-            per_window = max(1, AHEAD_MAX // self.version.block_size)
+            per_window = max(1, readahead.MAX // self.version.block_size)
             for start in range(0, self.version.block_count, per_window):
                 if local is not None and local.complete:
                     break
@@ -225,41 +216,22 @@ class ObjectReader:
         blocks = self.version.blocks_of(offset, length)
         if not local.has(blocks):
             return False
-        if self._follows(offset):
-            self._expected = max(self._expected, offset + length)
-            if self._ahead and self._lock.acquire(blocking=False):
+        if self._ahead.follows(offset):
+            self._ahead.hit(offset + length)
+            if self._ahead.active and self._lock.acquire(blocking=False):
                 try:
                     self._keep_ahead(blocks, offset + length)
                 finally:
                     self._lock.release()
         return True
 
-    def _follows(self, offset: int) -> bool:
-        """Whether a read at `offset` goes on from the ones before it. Once they are sequential not to the byte: several
-        threads of one reader, or the kernel's readahead through FUSE, come a little out of turn."""
-        distance = abs(offset - self._expected)
-        return distance == 0 or (self._ahead > 0 and distance <= NEIGHBOURHOOD)
-
-    def _reach(self, blocks: range, end: int) -> int:
-        """The block up to which fetches should be on their way while `blocks` are read for a request up to `end`."""
-        per_block = self.version.block_size
-        requested = min(-(-end // per_block), blocks.stop + AHEAD_MAX // per_block)
-        return min(max(requested, blocks.stop + self._ahead // per_block), self.version.block_count)
-
-    def _due(self, blocks: range, end: int) -> range:
-        """The blocks to send for while `blocks` are read: none before a quarter of what was sent for has been read."""
-        stop = self._reach(blocks, end)
-        if self._bypass or 4 * (self._ahead_stop - blocks.stop) > 3 * (stop - blocks.stop):
-            return range(0)
-        return range(max(blocks.stop, self._ahead_stop), stop)
-
     def _keep_ahead(self, blocks: range, end: int) -> None:
         """Send for what is due, before the reader has to wait for it."""
-        due = self._due(blocks, end)
+        due = self._ahead.due(blocks, end) if not self._bypass else range(0)
         near = self._client.near(self.version.dataset) if due else None
         if near is None:
             return
-        self._ahead_stop = due.stop
+        self._ahead.sent = due.stop
         try:
             self.tally.bring(near.ensure(self.version, range(0), due))
         except RaycacheError as error:  # the bytes that were asked for are here: this read cannot fail
@@ -278,12 +250,7 @@ class ObjectReader:
     def _begin_slowly(self, offset: int, length: int) -> None:
         if self._closed:
             raise ValueError("read of a closed reader")
-        if self._follows(offset):
-            self._ahead = min(AHEAD_MAX, max(AHEAD_MIN, AHEAD_GROWTH * self._ahead))
-            self._expected = max(self._expected, offset + length)
-        else:
-            self._ahead = self._ahead_stop = 0
-            self._expected = offset + length
+        self._ahead.miss(offset, offset + length)
 
     @contextlib.contextmanager
     def _forget_if_stale(self) -> Iterator[None]:
@@ -325,16 +292,16 @@ class ObjectReader:
             if local is not None and near.remote and self._arrive(local, blocks):
                 self._keep_ahead(blocks, end)
                 return True
-            stop = self._reach(blocks, end)
+            stop = self._ahead.reach(blocks, end)
             if not self._ensure(near, blocks, range(blocks.stop, max(stop, blocks.stop))):
                 return False
-            self._ahead_stop = max(self._ahead_stop, stop)
+            self._ahead.sent = max(self._ahead.sent, stop)
         local = self._open_local()
         return local is not None and local.has(blocks)
 
     def _arrive(self, local: LocalFile, blocks: range) -> bool:
         """Look for a while whether blocks that have been sent for arrive."""
-        if blocks.stop > self._ahead_stop:
+        if blocks.stop > self._ahead.sent:
             return False
         for _ in range(int(LOOK_S / LOOK_EVERY_S)):
             if local.has(blocks):
@@ -378,7 +345,7 @@ class ObjectReader:
     def _open_local(self) -> LocalFile | None:
         if self._local is None and not self._closed:
             # What this reader has just had fetched is not a second use of it, as far as eviction is concerned.
-            self._local = self._client.open_local(self.version, hit=self._ahead_stop == 0)
+            self._local = self._client.open_local(self.version, hit=self._ahead.sent == 0)
         return self._local
 
     def _read_far(self, offset: int, buffer: memoryview, blocks: range) -> None:
