@@ -6,9 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from raycache.errors import WorkerUnavailableError
-from raycache.flight.client import FlightPeer
+
+if TYPE_CHECKING:
+    from raycache.flight.client import FlightPeer
 
 FIRST_BACKOFF_S = 0.5
 """Seconds a worker is left alone after its first failure; doubled by each further one."""
@@ -57,6 +60,8 @@ class PeerPool:
                 raise WorkerUnavailableError("the connections were closed", where=address)
             peer = self._peers.get(address)
             if peer is None:
+                from raycache.flight.client import FlightPeer  # loads pyarrow
+
                 peer = FlightPeer(address, self._token, connect_timeout_s=self._connect_timeout_s)
                 self._peers[address] = peer
             return peer
