@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MiB = 1 << 20
+TENSOR = 64 * MiB
 
 COLUMNS = 8
 ROW_GROUP_ROWS = 1 << 18  # of 8 float64 columns: 16 MiB
@@ -34,11 +36,27 @@ def write_table(client: Any, bucket: str, prefix: str, size: int, files: int, sc
 
 
 def write_model(client: Any, bucket: str, key: str, size: int, scratch: str) -> None:
-    """Write a file of `size` random bytes, standing for a model's weights."""
+    """Write a model of `size` bytes of random weights, in the safetensors format: tensors of 64 MiB.
+
+    The format: 8 bytes little-endian, length of a JSON header; the header, {name: {dtype, shape, data_offsets}}; the
+    data (https://github.com/huggingface/safetensors, "Format").
+    """
     generator = np.random.default_rng(11)
+    count = max(1, size // TENSOR)
+    header = json.dumps(
+        {
+            f"layers.{number}.weight": {
+                "dtype": "F16",
+                "shape": [TENSOR // 2 // 4096, 4096],
+                "data_offsets": [number * TENSOR, (number + 1) * TENSOR],
+            }
+            for number in range(count)
+        }
+    ).encode()
     path = os.path.join(scratch, "model")
     with open(path, "wb") as file:
-        for _ in range(size // (64 * MiB)):
-            file.write(generator.bytes(64 * MiB))
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _ in range(count):
+            file.write(generator.bytes(TENSOR))
     client.upload_file(path, bucket, key)
     os.unlink(path)

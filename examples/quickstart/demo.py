@@ -2,7 +2,8 @@
 
 A real S3 server behind a proxy that slows it to what an object store is to its users, a Ray cluster of three
 nodes, a dataset spec. Then a Parquet scan and a model load, three times each: directly from S3, through the
-cold cache, through the warm cache. The GETs are counted at the store, not by raycache.
+cold cache, through the warm cache; and, where this machine may mount, model servers on a mount
+(examples/serving). The GETs are counted at the store, not by raycache.
 
     python -m examples.quickstart.demo [--bandwidth MB/S] [--size MIB]
 """
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from rich.table import Table
 
 import raycache
 from examples.quickstart.data import write_model, write_table
+from examples.serving import demo as serving
 from tests.support.raycluster import ray_cluster
 from tests.support.s3proxy import ProxyProcess
 from tests.support.seaweed import SeaweedS3
@@ -143,17 +145,33 @@ def raycache_command(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "raycache.cli", *arguments], check=True)
 
 
-def run(bandwidth: float, size: int, console: Console) -> None:
-    """The whole demo. `bandwidth` in bytes per second (0: not slowed), `size` of each data set in bytes."""
+@contextlib.contextmanager
+def cluster(
+    bandwidth: float, size: int, console: Console, scratch: str, *, nodes: int, table: bool = True
+) -> Iterator[tuple[SeaweedS3, ProxyProcess, str]]:
+    """A slowed S3 server with a model, a Ray cluster, raycache on it, and the dataset `demo`.
+
+    Args:
+        bandwidth: of the store, bytes per second; 0: not slowed.
+        size: of the model, and of the table, bytes.
+        console: for what happens.
+        scratch: an empty directory.
+        nodes: of the Ray cluster.
+        table: whether there is a Parquet table too.
+
+    Yields:
+        The server, the proxy that slows it, the bucket.
+    """
     with (
-        tempfile.TemporaryDirectory(prefix="rc-") as scratch,
         SeaweedS3(os.path.join(scratch, "s3")) as s3,
         ProxyProcess(s3.address, bandwidth) as proxy,
     ):
         bucket = s3.create_bucket("demo")
-        console.print(f"Writing a Parquet table and a model file of {size // MiB} MiB each to S3 ...")
+        what = "a Parquet table and a model file" if table else "a model file"
+        console.print(f"Writing {what} of {size // MiB} MiB{' each' if table else ''} to S3 ...")
         with contextlib.closing(s3.client()) as client:
-            write_table(client, bucket, "table", size, files=8, scratch=scratch)
+            if table:
+                write_table(client, bucket, "table", size, files=8, scratch=scratch)
             write_model(client, bucket, "model.safetensors", size, scratch=scratch)
         spec = Path(scratch, "dataset.yaml")
         spec.write_text(
@@ -166,18 +184,28 @@ def run(bandwidth: float, size: int, console: Console) -> None:
                 disk=os.path.join(scratch, "disk"),
             )
         )
-        console.print(f"Starting a Ray cluster of {NODES} nodes ...")
-        with ray_cluster(NODES, memory=4 << 30, object_store_memory=512 * MiB) as cluster:
-            os.environ["RAY_ADDRESS"] = cluster.address
-            ray.data.DataContext.get_current().enable_progress_bars = False
-            logging.getLogger("ray.data").setLevel(logging.ERROR)
+        console.print(f"Starting a Ray cluster of {nodes} node{'s' if nodes > 1 else ''} ...")
+        with ray_cluster(nodes, memory=4 << 30, object_store_memory=512 * MiB) as running:
+            os.environ["RAY_ADDRESS"] = running.address
             raycache_command("start")
             try:
                 raycache_command("apply", "-f", str(spec))
-                jobs(Demo(console, s3, proxy, bucket), bandwidth)
-                raycache_command("get", "datasets")
+                yield s3, proxy, bucket
             finally:
                 raycache_command("stop")
+
+
+def run(bandwidth: float, size: int, console: Console) -> None:
+    """The whole demo. `bandwidth` in bytes per second (0: not slowed), `size` of each data set in bytes."""
+    with (
+        tempfile.TemporaryDirectory(prefix="rc-") as scratch,
+        cluster(bandwidth, size, console, scratch, nodes=NODES) as (s3, proxy, bucket),
+    ):
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        jobs(Demo(console, s3, proxy, bucket), bandwidth)
+        raycache_command("get", "datasets")
+        serving.part(proxy, scratch, console)
 
 
 def jobs(demo: Demo, bandwidth: float) -> None:
