@@ -21,7 +21,7 @@ import ray
 
 import raycache
 from raycache.actors import kv as keys
-from raycache.actors import loads, rows
+from raycache.actors import loads, mount_reports, rows
 from raycache.actors.answers import answered
 from raycache.actors.catalog import Catalog, Change, document_from_wire
 from raycache.actors.events import Events
@@ -240,6 +240,8 @@ class Coordinator:
         described["resolved"] = dataset.public()
         described["warnings"] = list(entry.warnings)
         described["problems"] = self._reconciler.problems(name)
+        if dataset.mount_path:
+            described["mount"] = mount_reports.summary(dataset, self._reconciler.seats())
         described["workers"] = [
             {
                 "node_id": seat.node.id,
@@ -304,14 +306,10 @@ class Coordinator:
             return {name: future.result() for name, future in futures.items()}
 
     def _not_held(self, name: str) -> tuple[str, ...]:
-        """Warnings of nodes that do not hold a dataset: one for each reason, however many nodes have it."""
-        nodes: dict[str, list[str]] = {}
-        for node, problem in sorted(self._reconciler.problems(name).items()):
-            nodes.setdefault(problem, []).append(node)
-        return tuple(
-            f"dataset {name}: not cached on {len(of)} node{'s' if len(of) > 1 else ''}, such as {of[0][:12]}: {problem}"
-            for problem, of in nodes.items()
-        )
+        """Warnings of nodes that do not hold a dataset, or have not mounted it."""
+        seats = self._reconciler.seats()
+        held = rows.by_reason(name, "cached", self._reconciler.problems(name))
+        return held + rows.by_reason(name, "mounted", mount_reports.problems(name, seats))
 
     def _check_loads(self, documents: Sequence[Document], datasets: Mapping[str, ResolvedDataset]) -> None:
         for document in documents:
@@ -381,6 +379,7 @@ class Coordinator:
         usages = self._usages()
         return [
             rows.worker_row(seat.node, seat.report, seat.trouble, usages.get(seat.node.id))
+            | {"mounts": mount_reports.of_worker(seat)}
             for seat in self._reconciler.seats()
         ]
 

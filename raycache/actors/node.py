@@ -13,6 +13,7 @@ from typing import Any
 from raycache.actors import cluster_state, host, volumes
 from raycache.actors import kv as keys
 from raycache.actors.kv import Kv, get_json
+from raycache.actors.mounting import Mounter, NodeMounts, run_program
 from raycache.actors.volumes import LocalVolume, Purge
 from raycache.engine import Engine, EngineService, Peers
 from raycache.errors import ClusterUnavailableError, RaycacheError, to_wire
@@ -31,12 +32,13 @@ class NodeWorker:
         kv: the cluster's key-value store.
         node_id: Ray node id.
         address: IP address, or name, to listen on.
+        mounter: mounts the datasets that have a `mountPath`.
 
     Raises:
         ClusterUnavailableError: the cluster has no token: raycache was not started on it, or is being stopped.
     """
 
-    def __init__(self, kv: Kv, node_id: str, address: str) -> None:
+    def __init__(self, kv: Kv, node_id: str, address: str, mounter: Mounter = run_program) -> None:
         token = kv.get(keys.TOKEN)
         if token is None:
             raise ClusterUnavailableError("raycache is not started on this Ray cluster")
@@ -58,6 +60,9 @@ class NodeWorker:
         self._service = EngineService(self.engine, lambda: self._state)
         self._server = FlightServer(
             address, actions=self._service.actions, stream=self._service.stream, token=token.decode()
+        )
+        self._mounts = NodeMounts(
+            node_id, token.decode(), self._server.address, self._addresses_of_others, mounter
         )
         self._learn(-1)
         self._server.start()
@@ -81,6 +86,7 @@ class NodeWorker:
             "started": self._started,
             "generations": {name: volume.dataset.generation for name, volume in volumes.items()},
             "failures": dict(self._failures),
+            "mounts": self._mounts.report(),
             "memory": host.memory_size(),
         }
 
@@ -96,16 +102,18 @@ class NodeWorker:
             purge: what to remove of those that are not wanted any more.
 
         Returns:
-            As `ping`. A dataset that could not be attached is in its `failures`.
+            As `ping`. A dataset that could not be attached is in its `failures`. What is to be unmounted is; what is
+            to be mounted will be, and `ping` tells when.
         """
         with self._lock:
             if self._closed:
                 raise ClusterUnavailableError("the worker is stopping")
+            datasets = {name: ResolvedDataset.from_wire(wire) for name, wire in wanted.items()}
+            self._mounts.leave(datasets)
             for name in [name for name in self._volumes if name not in wanted]:
                 self._detach(name, purge)
             self._failures = {}
-            for name, wire in wanted.items():
-                dataset = ResolvedDataset.from_wire(wire)
+            for name, dataset in datasets.items():
                 try:
                     self._attach(dataset)
                 except (RaycacheError, OSError) as error:
@@ -114,6 +122,8 @@ class NodeWorker:
                         error if isinstance(error, RaycacheError) else RaycacheError(str(error), where=name)
                     )
                     self._failures[name] = {"generation": dataset.generation, "error": to_wire(known)}
+            # One that could not be attached too: it is read from other workers, or the store.
+            self._mounts.want(datasets)
         return self.ping(-1)
 
     def usage(self) -> dict[str, Any]:
@@ -122,6 +132,7 @@ class NodeWorker:
 
     def sweep(self, datasets: Mapping[str, Mapping[str, Any]], purge: Purge) -> list[str]:
         """Remove what dead workers of this machine left of datasets; the directories that were emptied."""
+        self._mounts.sweep(list(datasets))
         swept = []
         for wire in datasets.values():
             swept += volumes.sweep_left(ResolvedDataset.from_wire(wire), purge)
@@ -133,6 +144,7 @@ class NodeWorker:
             if self._closed:
                 return
             self._closed = True
+            self._mounts.close()
             self._server.close()
             for name in list(self._volumes):
                 self._detach(name, purge)
@@ -159,6 +171,10 @@ class NodeWorker:
         self.engine.detach(name)
         volume.close(purge)
         log.info("dataset %s detached, %s removed", name, purge)
+
+    def _addresses_of_others(self) -> dict[str, str]:
+        workers = self._peers.membership.workers
+        return {worker.node_id: worker.address for worker in workers if worker.node_id != self._node_id}
 
     def _newer_membership(self, known_epoch: int) -> Membership | None:
         self._learn(known_epoch)

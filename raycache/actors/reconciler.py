@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from raycache.actors import assignment, cluster_state
+from raycache.actors import assignment, cluster_state, mount_reports
 from raycache.actors import kv as keys
 from raycache.actors.answers import unwrap
 from raycache.actors.assignment import Node
@@ -71,6 +71,7 @@ class Reconciler:
             self._membership, self._published = former.membership, dict(former.datasets)
         self._last_ids: dict[str, str] = get_json(kv, keys.SEATS) or {}
         self._reservations = Reservations()
+        self._mount_events = mount_reports.MountEvents(events)
         self._ticks = 0
         self._thread = threading.Thread(target=self._run, name="raycache-reconciler", daemon=True)
 
@@ -113,7 +114,8 @@ class Reconciler:
         self.wait(lambda: self._ticks >= now + 2, timeout_s)  # one of them began after this call
 
     def settled(self, datasets: Mapping[str, ResolvedDataset]) -> bool:
-        """Whether every holder of these has them, in this generation, or has said why not, and it is published."""
+        """Whether every holder of these has them, in this generation, and mounted if it is to be, or has said why not,
+        and it is published."""
         return all(self._settled.get(name) == dataset.generation for name, dataset in datasets.items())
 
     def staffed(self) -> bool:
@@ -191,6 +193,7 @@ class Reconciler:
             now = time.monotonic()
             for seat in self.seats():
                 seat.hear(set(ready), now)
+        self._mount_events.look(self.seats())
         with self._changed:
             wanted = self._wanted
         if wanted is None:
@@ -199,6 +202,8 @@ class Reconciler:
         self._tell(plan, now)
         unsettled = {name for name in wanted if name in undecided or not self._attached(name, plan)}
         changed = self._publish(wanted, unsettled, now)
+        # A mount is waited for by whoever applies, not by the tables of who owns what.
+        unsettled |= {name for name in wanted if not mount_reports.decided(name, plan, self.seats())}
         with self._changed:
             if self._wanted == wanted:
                 # Published now, at the latest: whoever waits for it may read the state.

@@ -39,6 +39,23 @@ def phase_of(
     return "NotReady", told or f"{held_by} nodes hold it and replicas asks for {least}"
 
 
+def by_reason(dataset: str, what: str, problems: Mapping[str, str]) -> tuple[str, ...]:
+    """Warnings that a dataset is not `what` on some nodes: one for each reason, however many nodes have it.
+
+    Args:
+        dataset: its name.
+        what: `cached`, `mounted`.
+        problems: reasons by node id.
+    """
+    nodes: dict[str, list[str]] = {}
+    for node, problem in sorted(problems.items()):
+        nodes.setdefault(problem, []).append(node)
+    return tuple(
+        f"dataset {dataset}: not {what} on {len(of)} node{'s' if len(of) > 1 else ''}, such as {of[0][:12]}: {problem}"
+        for problem, of in nodes.items()
+    )
+
+
 def dataset_usage(name: str, usages: Usages) -> dict[str, int]:
     """Bytes and capacity of a dataset over all workers that answered."""
     held = [usage["datasets"][name] for usage in usages.values() if name in usage["datasets"]]

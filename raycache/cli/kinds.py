@@ -90,6 +90,11 @@ def _short_node(row: Row) -> str:
     return str(row.get("node_id") or "")[:12]
 
 
+def _mounts(row: Row) -> str:
+    told = [(item["path"], item["state"]) for item in row.get("mounts") or ()]
+    return ",".join(path if state == "mounted" else f"{path} ({state})" for path, state in told)
+
+
 _NAME = Column("NAME", _text("name"))
 _AGE = Column("AGE", lambda row: age(row.get("created")))
 _NAMESPACE = Column("NAMESPACE", _text("namespace"), wide=True)
@@ -147,6 +152,7 @@ KINDS = (
             Column("ADDRESS", _text("address"), wide=True),
             Column("PID", _text("pid"), wide=True),
             Column("NODE ID", _text("node_id"), wide=True),
+            Column("MOUNTS", _mounts, wide=True),
         ),
     ),
     Kind("secrets", "secret", "Secret", (), (_NAME, Column("KEYS", _text("keys")), _AGE, _NAMESPACE)),

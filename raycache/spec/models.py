@@ -185,7 +185,9 @@ class DatasetSpec(SpecModel):
         default=4 * MiB, description="Unit of fetching and caching: a power of two, 64Ki to 64Mi."
     )
     mount_path: AbsolutePath | None = Field(
-        default=None, description="Where the FUSE shim mounts the dataset. Reserved; not used yet."
+        default=None,
+        description="Directory at which every node that holds the dataset mounts it, read-only, for"
+        " [any program](mount.md). It is made if it is not there, and must be empty.",
     )
 
     @model_validator(mode="after")

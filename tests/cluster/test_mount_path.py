@@ -1,0 +1,117 @@
+"""`mountPath` on a real Ray cluster: mounted by the workers, kept over their death, gone with the dataset."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raycache import mountinfo
+from raycache.errors import MountError
+from raycache.fuse import device, mounts
+from tests.cluster.conftest import Cache
+from tests.fuse.conftest import WHY_NOT
+from tests.support.raycluster import until
+
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+DATA = random.Random(5).randbytes(9 << 20)
+
+
+@pytest.fixture
+def point(cache: Cache) -> Iterator[Path]:
+    """A path to mount at, which is not there yet. What is left mounted below its directory goes after the test."""
+    directory = cache.directory / "mounts"
+    directory.mkdir()
+    yield directory / "ds"
+    for entry in mountinfo.mounts():
+        if entry.point.startswith(f"{directory}/"):
+            with contextlib.suppress(MountError):
+                mounts.unmount(entry.point, force=True)
+                device.unmount(entry.point, lazy=True)
+
+
+def spec(cache: Cache, point: Path | None) -> str:
+    """The dataset's spec, with a `mountPath` or without."""
+    text = cache.spec()
+    return (
+        text if point is None else text.replace("spec:\n  mounts:", f"spec:\n  mountPath: {point}\n  mounts:")
+    )
+
+
+def mounted(point: Path) -> bool:
+    entry = mountinfo.mounted_at(str(point))
+    return entry is not None and (entry.kind, entry.source) == (device.KIND, "ds")
+
+
+def test_a_dataset_is_mounted_where_its_spec_says(cache: Cache, point: Path) -> None:
+    cache.put("dir/file", DATA)
+    results = cache.admin.apply(spec(cache, point))
+    assert not [warning for row in results for warning in row["warnings"]]
+    assert mounted(point)
+    assert (point / "dir" / "file").read_bytes() == DATA
+
+    # The three nodes share this machine: one has mounted it, the others find it mounted.
+    described = cache.admin.describe("datasets", "ds")
+    assert described["mount"] == {"path": str(point), "mounted_on": 3, "nodes": 3, "problems": {}}
+    rows = cache.admin.get("workers")
+    assert [[(m["dataset"], m["path"], m["state"]) for m in row["mounts"]] for row in rows] == [
+        [("ds", str(point), "mounted")]
+    ] * 3
+
+    # Workers die: the mount goes on, and those that come after them adopt it.
+    before = mounts.status(str(point))
+    pids = cache.worker_pids()
+    with open(point / "dir" / "file", "rb") as file:
+        for pid in pids.values():
+            os.kill(pid, signal.SIGKILL)
+        assert hashlib.sha256(file.read()).digest() == hashlib.sha256(DATA).digest()
+    until(
+        lambda: len(now := cache.worker_pids()) == 3 and not set(now.values()) & set(pids.values()),
+        "the workers are back",
+    )
+    until(lambda: cache.admin.describe("datasets", "ds")["mount"]["mounted_on"] == 3, "the mount is adopted")
+    after = mounts.status(str(point))
+    assert (after.supervisor_pid, after.mount["device"]) == (before.supervisor_pid, before.mount["device"])
+    cache.put("later", b"later")
+    cache.admin.load("ds", ["/"])  # lists afresh
+    until(lambda: (point / "later").exists(), "what is new is seen", 60.0)
+
+    # Another path, no path, no dataset.
+    other = point.with_name("other")
+    cache.admin.apply(spec(cache, other))
+    assert mounted(other)
+    assert not point.exists(), "the directory was made for the mount, and goes with it"
+    cache.admin.apply(spec(cache, None))
+    assert not mounted(other)
+    cache.admin.apply(spec(cache, point))
+    assert mounted(point)
+    cache.admin.delete("datasets", "ds")
+    assert not mountinfo.mounted_at(str(point))
+    assert not point.exists()
+
+
+def test_a_node_that_cannot_mount_holds_the_dataset_all_the_same(cache: Cache, point: Path) -> None:
+    cache.put("file", DATA)
+    point.mkdir()
+    (point / "mine").write_bytes(b"")
+    results = cache.admin.apply(spec(cache, point))
+    (warning,) = [warning for row in results for warning in row["warnings"]]
+    assert warning.startswith("dataset ds: not mounted on 3 nodes, such as ")
+    assert warning.endswith(f": {point}: the directory is not empty")
+    assert cache.read("file") == DATA
+    described = cache.admin.describe("datasets", "ds")
+    assert described["status"]["phase"] == "Bound"
+    assert described["mount"]["mounted_on"] == 0
+    assert set(described["mount"]["problems"].values()) == {f"{point}: the directory is not empty"}
+    assert {"NotMounted"} <= {event["reason"] for event in described["events"]}
+    (point / "mine").unlink()
+    until(lambda: mounted(point), "it is tried again", 60.0)
+    assert (point / "file").read_bytes() == DATA
+    # After the test, the stop must leave nothing mounted: the fixture looks.
