@@ -118,6 +118,8 @@ class Experiment:
         raycache("load", "demo", f"/{MODEL}")
         with mounted(self.point) as model:
             self.measure("1 server, after a load", lambda: serve(model, self.how, 1))
+            # Where there are several nodes, the load may have put it on another one's worker: it is here now.
+            self.measure("the next server", lambda: serve(model, self.how, 1))
         raycache("evict", "demo")
         with mounted(self.point) as model:
             self.measure(f"{TOGETHER} servers at once, cold", lambda: serve(model, self.how, TOGETHER))
