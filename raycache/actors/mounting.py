@@ -231,7 +231,8 @@ class NodeMounts:
             try:
                 told = self._mounter(request)
             except RaycacheError as error:
-                problem = f"{error.where}: {error.what}" if error.where else error.what
+                what = error.what.partition("\n")[0]  # the end of the server's log may follow
+                problem = f"{error.where}: {what}" if error.where else what
                 self._set(
                     mount,
                     state="failed",

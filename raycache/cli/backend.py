@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from raycache.errors import SpecError
+from raycache.errors import MountError, RaycacheError, SpecError
 
 if TYPE_CHECKING:
     from raycache.actors.whereabouts import Whereabouts
@@ -115,7 +115,14 @@ class Backend:
         """Mount. Arguments and errors as of `raycache.fuse.mounts.start`; `options` are those of MountOptions."""
         from raycache.fuse import mounts
 
-        return mounts.start(mountpoint, config, source, mounts.MountOptions(**options))
+        try:
+            return mounts.start(mountpoint, config, source, mounts.MountOptions(**options))
+        except RaycacheError as error:
+            if type(error) is MountError:
+                raise
+            # The server has said what is wrong: its log, which follows, has nothing to add.
+            what = error.what.partition("\n")[0]
+            raise type(error)(what, where=error.where, hint=error.hint) from None
 
     def mounts(self, mountpoint: str | None = None) -> list[MountStatus]:
         """The mounts of this user, or the one at a mount point. Raises NotMountedError."""

@@ -7,12 +7,15 @@ import hashlib
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from raycache import mountinfo
+from raycache.actors import kv as keys
 from raycache.errors import MountError
 from raycache.fuse import device, mounts
 from tests.cluster.conftest import Cache
@@ -115,3 +118,40 @@ def test_a_node_that_cannot_mount_holds_the_dataset_all_the_same(cache: Cache, p
     until(lambda: mounted(point), "it is tried again", 60.0)
     assert (point / "file").read_bytes() == DATA
     # After the test, the stop must leave nothing mounted: the fixture looks.
+
+
+def raycache(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RAYCACHE_"))}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "raycache.cli", *words],
+        env=kept | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_command_line_mounts_a_dataset_of_the_cluster(cache: Cache, point: Path) -> None:
+    cache.put("file", DATA)
+    cache.apply()
+    point.mkdir()
+    inside = {"RAY_ADDRESS": cache.cluster.address}
+    token = keys.RayKv().get(keys.TOKEN)
+    assert token is not None
+    outside = {
+        "RAYCACHE_ADDRESS": cache.admin.get("workers")[0]["address"],
+        "RAYCACHE_TOKEN": token.decode(),
+        "RAY_ADDRESS": "127.0.0.1:1",
+    }
+    for environ in (inside, outside):
+        done = raycache("mount", "ds", str(point), **environ)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"ds is mounted at {point} (")
+        assert (point / "file").read_bytes() == DATA
+        assert raycache("mount", "ds", str(point), **environ).returncode == 1
+        assert raycache("mount", "--status", str(point)).returncode == 0
+        assert raycache("unmount", str(point)).stdout == f"{point} is unmounted\n"
+        assert raycache("mount", "--status", str(point)).returncode == 4
+        assert raycache("mount", "no-such", str(point), **environ).returncode == 4
+    assert raycache("mount", "ds", str(point), **outside | {"RAYCACHE_TOKEN": "wrong"}).returncode == 5
+    assert raycache("mount", "ds", str(point), RAY_ADDRESS="127.0.0.1:1").returncode == 3

@@ -180,7 +180,7 @@ def test_a_changed_spec_is_passed_on(shim: FakeShim) -> None:
 
 
 def test_a_failure_is_told_and_tried_again(shim: FakeShim) -> None:
-    shim.failure = MountBusyError("the directory is not empty", where="/m")
+    shim.failure = MountBusyError("the directory is not empty\n2026-11-24 the log", where="/m")
     with kept_by(shim) as mounts:
         mounts.want({"ds": at("/m")})
         assert until(mounts, "failed")["problem"] == "/m: the directory is not empty"
