@@ -36,15 +36,17 @@ class Node:
         info: path, kind and version; of the same version the last that was looked up.
         references: lookups the kernel has not forgotten.
         holds: handles that are open.
+        gone: whether the store has been found not to have this version any more, since it was last looked up.
     """
 
-    __slots__ = ("holds", "id", "info", "references")
+    __slots__ = ("gone", "holds", "id", "info", "references")
 
     def __init__(self, node_id: int, info: FileInfo, references: int = 0) -> None:
         self.id = node_id
         self.info = info
         self.references = references
         self.holds = 0
+        self.gone = False
 
     def __repr__(self) -> str:
         return f"<Node {self.id} {self.info.path!r} references={self.references} holds={self.holds}>"
@@ -113,14 +115,22 @@ class Inodes:
         return self.get(node_id).info.path
 
     def is_current(self, node_id: int) -> bool:
-        """Whether the path of a node still leads to it: no later lookup told of another version.
+        """Whether the path of a node still leads to it: no later lookup told of another version, and no read found
+        this one gone.
 
         Raises:
             StaleNodeError: no node has that id.
         """
         with self._lock:
             node = self.get(node_id)
-            return self._names.get(node.info.path) is node
+            return self._names.get(node.info.path) is node and not node.gone
+
+    def distrust(self, node_id: int) -> None:
+        """The store does not have the version of this node any more. Whoever opens its path next has to look it up
+        again, however long the last answer was to be believed. A node that nobody knows is let pass."""
+        node = self._nodes.get(node_id)
+        if node is not None:
+            node.gone = True
 
     def lookup(self, parent_id: int, info: FileInfo) -> Node:
         """The node of an entry, made if there is none of this version, with one reference more.
@@ -151,6 +161,7 @@ class Inodes:
                 else:
                     known.append(node.id)
                 node.references += 1
+                node.gone = False
                 found.append(node)
             if known:
                 self._record(referenced(known))

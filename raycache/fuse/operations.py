@@ -10,7 +10,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from raycache.errors import ReadOnlyError
+from raycache.errors import ReadOnlyError, StaleObjectError
 from raycache.fuse.attributes import Xattrs
 from raycache.fuse.handles import Handles
 from raycache.fuse.inodes import Inodes, StaleNodeError
@@ -181,16 +181,26 @@ class Operations:
     def _read(self, request: Request) -> Answer:
         body = request.body
         assert isinstance(body, Read)
-        return self._serving.read(
-            self._handles.get(body.fh), self._inodes.get(request.nodeid), body.offset, body.size
-        )
+        node = self._inodes.get(request.nodeid)
+        answer = self._serving.read(self._handles.get(body.fh), node, body.offset, body.size)
+        if not isinstance(answer, Deferred):
+            return answer
+        call = answer.call
+
+        def later() -> Reply | None:
+            try:
+                return call()
+            except StaleObjectError:
+                self._inodes.distrust(node.id)
+                raise
+
+        return Deferred(later, answer.undo)
 
     def _release(self, request: Request) -> Answer:
         assert isinstance(request.body, Release)
         if request.opcode == Opcode.RELEASE:
-            self._serving.release(request.body.fh)
-        else:
-            self._tree.release_directory(request.body.fh)
+            return self._serving.release(request.body.fh)
+        self._tree.release_directory(request.body.fh)
         return b""
 
     def _opendir(self, request: Request) -> Answer:

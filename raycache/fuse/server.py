@@ -72,6 +72,9 @@ class Server:
             )
         plan = statefiles.read_json(os.path.join(directory, statefiles.MOUNT))
         self._point = str(plan.get("mountpoint", ""))
+        self._no_passthrough = device.passthrough_support().reason
+        if not config.get("passthrough", True):
+            self._no_passthrough = "passthrough is switched off for this mount"
         self._warnings = [] if number else reach.check(config)
         self._client: Client = reach.client_for(config, first=number == 0)
         dataset = config["dataset"]["name"]
@@ -88,7 +91,7 @@ class Server:
             self._handles,
             self._journal,
             agreed=self._agree,
-            passthrough=device.passthrough_support().reason,
+            passthrough=self._no_passthrough,
         )
         self._session = Session(fuse_fd, operations)
         self._ended = threading.Event()
@@ -123,9 +126,8 @@ class Server:
         self._settle(found)
 
     def _settle(self, agreed: dict[str, Any]) -> None:
-        support = device.passthrough_support()
-        if not support.possible:
-            self._serving.allow_passthrough(support.reason)
+        if self._no_passthrough:
+            self._serving.allow_passthrough(self._no_passthrough)
         elif not agreed.get("passthrough"):
             self._serving.allow_passthrough("this kernel is built without FUSE passthrough")
         else:
@@ -165,6 +167,7 @@ class Server:
 
     def _status(self, oldest_s: float, requests: int) -> dict[str, Any]:
         return {
+            "pid": os.getpid(),
             "warnings": self._warnings,
             "passthrough": self._serving.passthrough,
             "reason": self._serving.reason,
@@ -172,6 +175,7 @@ class Server:
             "oldest_s": round(oldest_s, 1),
             "nodes": len(self._inodes),
             "open": len(self._handles),
+            "reads": self._serving.reads,
             "journal_bytes": self._journal.size,
             "journal_degraded": self._journal.degraded,
             "metrics": self._client.metrics.snapshot(),

@@ -8,6 +8,7 @@ fetched first. A large one is read through here while it fills; once it is whole
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -46,12 +47,14 @@ support, a data file on a stacked filesystem."""
 class Stream:
     """A file that is read from here: the `state` of its handle."""
 
-    __slots__ = ("completing", "reader", "taken")
+    __slots__ = ("completing", "reader", "slow", "taken")
 
     def __init__(self, reader: ObjectReader) -> None:
         self.reader = reader
         self.taken = 0
         self.completing = False
+        self.slow = False
+        """Whether a read has had to wait: then one may be waiting still, whose program was killed."""
 
 
 class Serving:
@@ -66,11 +69,13 @@ class Serving:
     Attributes:
         passthrough: whether the kernel takes files over.
         reason: why not.
+        reads: READs answered from here. Those that threads note at the same moment count once.
     """
 
     def __init__(self, client: Client, handles: Handles, fd: int, max_read: int = device.MAX_READ) -> None:
         self.passthrough = False
         self.reason = "the kernel has not been asked yet"
+        self.reads = 0
         self._client = client
         self._handles = handles
         self._fd = fd
@@ -95,20 +100,24 @@ class Serving:
         """Answer OPEN of a file."""
         version = _version(node)
         if self.passthrough:
-            handle = self._open_whole(node, flags, self._client.open_local(version))
+            handle = self._open_whole_now(node, flags)
             if handle is not None:
                 return self._reply(handle)
             if 0 < version.size <= SMALL and self._handles.may_passthrough(node.id):
                 return self._later(node, flags)
         return self._reply(self._open_cached(node, flags, ObjectReader(self._client, version)))
 
-    def release(self, fh: int) -> None:
+    def release(self, fh: int) -> Reply | Deferred:
         """Answer RELEASE."""
         handle, backing_id = self._handles.release(fh)
-        if isinstance(handle.state, Stream):
-            handle.state.reader.close()
         if backing_id is not None:
             self._forget(backing_id)
+        stream = handle.state
+        if isinstance(stream, Stream):
+            if stream.slow:
+                return Deferred(lambda: _close(stream.reader))  # it waits for who reads
+            stream.reader.close()
+        return b""
 
     def _later(self, node: Node, flags: int) -> Deferred:
         made: list[Handle] = []
@@ -117,7 +126,12 @@ class Serving:
             made.append(self._fetch_first(node, flags))
             return self._reply(made[0])
 
-        return Deferred(call, lambda: self.release(made[0].fh))
+        return Deferred(call, lambda: self._take_back(made[0].fh))
+
+    def _take_back(self, fh: int) -> None:
+        released = self.release(fh)
+        if isinstance(released, Deferred):
+            released.call()
 
     def _reply(self, handle: Handle) -> bytes:
         if handle.mode == "passthrough":
@@ -139,8 +153,17 @@ class Serving:
         reader.close()
         return handle
 
+    def _open_whole_now(self, node: Node, flags: int) -> Handle | None:
+        """`_open_whole` of what is in the local store now."""
+        with contextlib.ExitStack() as opened:
+            local = self._client.open_local(_version(node))
+            if local is not None:
+                opened.callback(local.close)  # the kernel has the lease then
+            return self._open_whole(node, flags, local)
+
     def _open_whole(self, node: Node, flags: int, local: LocalFile | None) -> Handle | None:
-        """A passthrough handle, if the object is whole here and the inode's mode allows it. Takes `local` over."""
+        """A passthrough handle, if the object is whole here and the inode's mode allows it. The caller closes `local`:
+        the kernel has a lease of its own."""
         backing_id = 0
         try:
             if self._handles.backing_of(node.id) is None:
@@ -164,9 +187,6 @@ class Serving:
             else:
                 log.warning("%s is served from user space: %s", node.info.path, error)
             return None
-        finally:
-            if local is not None:
-                local.close()  # the kernel has the lease now
 
     def _count(self, version: ObjectVersion) -> None:
         """What the kernel reads by itself nobody sees: it counts as a hit of the whole object."""
@@ -181,8 +201,7 @@ class Serving:
                 try:
                     return self._handles.open(node.id, "cached", flags=flags, state=stream)
                 except IoModeError:  # open for passthrough meanwhile: so can this one be
-                    local = self._client.open_local(_version(node))
-                    handle = self._open_whole(node, flags, local)
+                    handle = self._open_whole_now(node, flags)
                     if handle is not None:
                         reader.close()
                         return handle
@@ -209,6 +228,7 @@ class Serving:
         length = max(0, min(size, reader.size - offset))
         if length == 0:
             return b""
+        self.reads += 1
         self._note(stream, length)
         local = reader.ready(offset, length)
         if local is not None:
@@ -220,6 +240,7 @@ class Serving:
             except OSError as error:  # the disk under it failed: the reader knows other ways
                 log.info("%s: %s", node.info.path, error)
             buffer.discard()
+        stream.slow = True
         return Deferred(lambda: self._read_slowly(reader, offset, length))
 
     def _read_slowly(self, reader: ObjectReader, offset: int, length: int) -> Reply:
@@ -255,3 +276,6 @@ def _version(node: Node) -> ObjectVersion:
     return version
 
 
+def _close(reader: ObjectReader) -> Reply:
+    reader.close()
+    return b""

@@ -139,6 +139,8 @@ class Tree:
         return replies.statx(self._ownership.attr(node_id, self._inodes.get(node_id).info), math.inf)
 
     def _path(self, parent: int, name: bytes) -> str:
+        if len(name) > NAME_MAX:  # the kernel lets longer ones pass since Linux 6.14
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         try:
             text = name.decode()
         except UnicodeDecodeError:  # object stores have names of UTF-8 only

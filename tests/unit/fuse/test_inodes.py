@@ -326,3 +326,16 @@ class Mount(RuleBasedStateMachine):
 
 Mount.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestMount = Mount.TestCase
+
+
+def test_a_version_that_is_gone_is_not_current_until_it_is_looked_up_again() -> None:
+    inodes = Inodes()
+    node = inodes.lookup(ROOT_ID, file("a"))
+    inodes.distrust(node.id)
+    assert not inodes.is_current(node.id)
+    assert inodes.lookup(ROOT_ID, file("a")) is node  # it is there after all
+    assert inodes.is_current(node.id)
+    inodes.distrust(node.id)
+    assert inodes.lookup(ROOT_ID, file("a", '"2"')) is not node
+    assert not inodes.is_current(node.id)
+    inodes.distrust(4711)  # forgotten meanwhile
