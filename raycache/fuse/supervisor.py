@@ -241,6 +241,10 @@ class Supervisor:
             raise errors.from_wire(server.fatal)
         if server.stopping_s is not None and code == REPLACE:
             self._failures = 0
+        elif server.heard_at and code == -signal.SIGKILL and not why:
+            # Somebody else's doing (the OOM killer's, too): it came up, so the next one will.
+            self._failures = 0
+            self._next_start = time.monotonic() + _FIRST_DELAY_S
         elif server.heard_at and worked_s >= self._plan["young_s"]:
             self._failures = 0  # it had worked
         elif device.connected(self._fuse):
