@@ -15,8 +15,11 @@ from __future__ import annotations
 import http.client
 import re
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
+from email.message import Message
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -36,7 +39,16 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
 class HttpFailure(Exception):
-    """An answer that is no part of the object; its text is what `failures.judge` reads."""
+    """An answer that is no part of the object; its text is what `failures.judge` reads.
+
+    Args:
+        text: status and error document.
+        after_s: seconds that its Retry-After asks to wait; 0 if it does not.
+    """
+
+    def __init__(self, text: str, after_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.after_s = after_s
 
 
 class Target(NamedTuple):
@@ -88,7 +100,7 @@ class DirectGetter:
         try:
             if answer.status != 206:
                 body = answer.read(ERROR_BODY).decode("utf-8", "replace")
-                raise HttpFailure(f"status: {answer.status} {body}")
+                raise HttpFailure(f"status: {answer.status} {body}", retry_after_s(answer.headers))
             _check(answer, offset, length, expected, where)
             _receive(answer, length, sink, where)
         except http.client.HTTPException as error:
@@ -160,6 +172,24 @@ def _connect(target: Target) -> http.client.HTTPConnection:
         raise ConnectionRefusedError(f"kind: Connect, {error.strerror}") from None
     connection.sock.settimeout(SILENCE_TIMEOUT_S)
     return connection
+
+
+def retry_after_s(headers: Message, now: float | None = None) -> float:
+    """Seconds that an answer's Retry-After asks to wait: a number, or until a date (RFC 9110, section 10.2.3); 0 if it
+    has none, or none that makes sense.
+
+    Args:
+        headers: of the answer.
+        now: seconds since the epoch.
+    """
+    text = (headers.get("Retry-After") or "").strip()
+    if text.isascii() and text.isdecimal():
+        return float(text[:9])
+    try:
+        then = parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return max(0.0, then - (time.time() if now is None else now))
 
 
 def _check(

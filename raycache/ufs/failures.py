@@ -39,6 +39,12 @@ _STATUS = re.compile(r"status(?: code)?: (\d{3})\b")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _KIND = re.compile(r"\bkind: (Connect|Timeout|Request|Interrupted|Decode|Body)\b")
 
+_NOT_PARTIAL = "source: NotPartial"
+_OTHER_RANGE = re.compile(r"source: (?:UnexpectedRange|NoContentRange|\w*ContentRange)\b")
+_BARE_REDIRECT = "inner: BareRedirect"
+"""How the client says that the answer to a request for a part was a 200, or of another part or of none that can be
+understood, or a redirection to nowhere."""
+
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"}
 _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504, 509}
 _TRANSIENT_CODES = {
@@ -96,20 +102,26 @@ def judge(error: Exception, where: str, *, listing: bool = False) -> Failure:
         return Failure(StaleObjectError("the object has changed since it was opened", where=where))
     if status == 416:
         return Failure(StaleObjectError("the object is shorter than when it was opened", where=where))
-    if isinstance(error, NotSupportedError) or status == 200:
+    if isinstance(error, NotSupportedError) or status == 200 or _NOT_PARTIAL in text:
         hint = "serve the files from a server that answers range requests"
-        return Failure(UnderStoreError("the server does not send parts of files", where=where, hint=hint))
+        what = "the server does not send parts of files" + (f" ({code})" if code else "")
+        return Failure(UnderStoreError(what, where=where, hint=hint), unpartial=True)
+    if _OTHER_RANGE.search(text):
+        return Failure(IntegrityError("the store sent another range than was asked for", where=where), True)
     if isinstance(error, InvalidPathError | ValueError):
         return Failure(PathError("the object store's client cannot express this path", where=where))
-    if 300 <= status < 400:
+    if 300 <= status < 400 or _BARE_REDIRECT in text:
         hint = "set the mount's option `region` to the bucket's region, or correct `endpoint`"
         return Failure(
-            UnderStoreError(f"the store answers from elsewhere (HTTP {status})", where=where, hint=hint)
+            UnderStoreError(
+                f"the store answers from elsewhere (HTTP {status or 301})", where=where, hint=hint
+            )
         )
     if status:
         transient = status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES
         what = f"the store answers HTTP {status}" + (f" {code}" if code else "")
-        return Failure(UnderStoreError(what, where=where), transient)
+        after_s = error.after_s if isinstance(error, HttpFailure) else 0.0
+        return Failure(UnderStoreError(what, where=where), transient, after_s)
     return Failure(_unreachable(text, where), transient=True)
 
 

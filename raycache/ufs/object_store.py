@@ -28,7 +28,7 @@ from raycache.metrics import STORE_BYTES, STORE_GETS, Metrics
 from raycache.ufs.base import Buffer, Listing, ObjectInfo, Sink, check_range, object_where
 from raycache.ufs.direct import DirectGetter
 from raycache.ufs.failures import CATCH, judge, judge_listing
-from raycache.ufs.retry import QUICK, Backoff, Retrier
+from raycache.ufs.retry import QUICK, Backoff, Failure, Retrier
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta
@@ -88,7 +88,8 @@ class ObstoreStore:
         self._client: ObjectStore | None = store
         self._metrics = metrics or Metrics()
         self._proven = False  # whether any request has succeeded: then the bucket exists
-        self._objects = Retrier(judge, CATCH, backoff or Backoff(), self._metrics)
+        self._parts = False  # whether it has sent part of an object
+        self._objects = Retrier(self._judge, CATCH, backoff or Backoff(), self._metrics)
         self._lists = Retrier(judge_listing, CATCH, backoff or Backoff(), self._metrics)
 
     def __repr__(self) -> str:
@@ -201,7 +202,9 @@ class ObstoreStore:
         where = object_where(self.uri, key)
         check_range(expected, offset, length, where)
         try:
-            return self._objects.call(lambda: attempt(where), where)
+            result = self._objects.call(lambda: attempt(where), where)
+            self._parts = True
+            return result
         except ObjectNotFoundError:
             self._bucket_must_exist()
             raise StaleObjectError("the object has been deleted since it was opened", where=where) from None
@@ -251,6 +254,15 @@ class ObstoreStore:
         except ObjectNotFoundError:
             return True
         return False
+
+    def _judge(self, error: Exception, where: str) -> Failure:
+        failure = judge(error, where)
+        if failure.unpartial and self._parts:
+            # A store that sends parts has not forgotten how: something on the way answered in its place.
+            what = "an answer came that is not of the store"
+            hint = "look at what stands between raycache and the store: a proxy, a load balancer"
+            return Failure(UnderStoreError(what, where=where, hint=hint), transient=True)
+        return failure
 
     def _object_call(self, attempt: Callable[[], T], key: str) -> T:
         result = self._objects.call(attempt, object_where(self.uri, key))

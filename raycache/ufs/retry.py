@@ -1,4 +1,4 @@
-"""Trying again: exponential backoff with full jitter, inside a deadline.
+"""Trying again: exponential backoff with full jitter, or later if the store says so, inside a deadline.
 
 Full jitter (each pause drawn from zero up to the exponential bound) is what spreads the retries of many
 clients best: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
@@ -24,10 +24,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed attempt: the error to raise for it, and whether the same call may succeed soon."""
+    """A failed attempt.
+
+    Args:
+        error: what to raise for it.
+        transient: whether the same call may succeed soon.
+        after_s: seconds for which the store asked to be left alone (Retry-After, RFC 9110, section 10.2.3); 0 if it
+            said nothing, or the client does not tell.
+        unpartial: the answer was all of something where a part of an object was asked for.
+    """
 
     error: RaycacheError
     transient: bool = False
+    after_s: float = 0.0
+    unpartial: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,9 +114,14 @@ class Retrier:
                 if not failure.transient:
                     # Not chained for display: the client's text may hold a signed URL.
                     raise failure.error from None
+                left = deadline - time.monotonic()
+                # What the store asks for, and then spread, so that not all come back at once. A store that wants more
+                # time than there is gets all there is, and is asked once more.
                 pause = policy.pause_s(tries)
+                if failure.after_s:
+                    pause = min(failure.after_s + pause, max(left, pause))
                 tries += 1
-                if time.monotonic() + pause > deadline or self._closed.wait(pause):
+                if pause > left or self._closed.wait(pause):
                     raise _given_up(failure.error, tries) from None
                 self._metrics.add(STORE_RETRIES)
                 log.info("attempt %d failed and is repeated: %s", tries, failure.error)

@@ -16,7 +16,7 @@ import copy
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -26,9 +26,11 @@ from tests.support.httpwire import (
     PeerClosed,
     RateLimit,
     Stream,
+    error_answer,
     kernel_pipe,
     parse_head,
     reset_connection,
+    rewrite_head,
 )
 
 TICK_S = 0.002
@@ -58,6 +60,8 @@ class Fault:
         stall_s: see `stall_after`.
         reset: reset the connection (RST); with `truncate`, after that many bytes, else before any answer.
         corrupt: index of a body byte to flip.
+        headers: fields of the answer to set, or with "" to leave out: `Content-Range`, `ETag`, with `status` also
+            `Retry-After`. A `Content-Length` that is not the body's ends the connection after the body.
     """
 
     latency_s: float = 0.0
@@ -67,6 +71,7 @@ class Fault:
     stall_s: float = 0.0
     reset: bool = False
     corrupt: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -235,7 +240,8 @@ class S3Proxy:
             return False
         if fault.status:
             self._note_error()
-            return _answer_error(client, request, fault.status)
+            client.sock.sendall(error_answer(method, fault.status, fault.headers))
+            return False
         upstream.sock.sendall(head)
         if "100-continue" not in headers.get("expect", "").lower():
             self._relay_message_body(client, upstream, headers, pipe, None)
@@ -256,6 +262,9 @@ class S3Proxy:
                 self._note_error()
                 if "expect" in headers:
                     keep = False  # the body that was announced never comes, or is already on its way
+            if fault.headers:
+                answer = rewrite_head(answer, fault.headers)
+                keep = keep and "content-length" not in map(str.lower, fault.headers)
             keep = keep and answer_headers.get("connection", "").lower() != "close" and version == "HTTP/1.1"
             if method == "HEAD" or status in (204, 304):
                 client.sock.sendall(answer)
@@ -414,14 +423,3 @@ class _Sink:
     def count(self, amount: int) -> None:
         if self._good:
             self._proxy.note_bytes(self._request, amount)
-
-
-def _answer_error(client: Stream, request: Request, status: int) -> bool:
-    code = {403: "AccessDenied", 404: "NoSuchKey", 412: "PreconditionFailed", 429: "TooManyRequests"}.get(
-        status, "SlowDown" if status == 503 else "InternalError"
-    )
-    body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
-    head = f"HTTP/1.1 {status} Injected\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
-    head += "Connection: close\r\n\r\n"
-    client.sock.sendall(head.encode() + (b"" if request.method == "HEAD" else body))
-    return False

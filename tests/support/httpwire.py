@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 HEAD_LIMIT = 64 << 10
 PIPE_SIZE = 1 << 20
@@ -127,3 +127,32 @@ def reset_connection(client: Stream) -> None:
     """Close with an RST instead of a FIN."""
     client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.sock.close()
+
+
+def rewrite_head(head: bytes, changes: Mapping[str, str]) -> bytes:
+    """A message head with some fields set, or left out where the value is ""."""
+    first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    names = {name.lower() for name in changes}
+    kept = [line for line in lines if line.partition(":")[0].strip().lower() not in names]
+    kept += [f"{name}: {value}" for name, value in changes.items() if value]
+    return "\r\n".join([first, *kept, "", ""]).encode("latin-1")
+
+
+_CODES = {
+    403: "AccessDenied",
+    404: "NoSuchKey",
+    412: "PreconditionFailed",
+    416: "InvalidRange",
+    429: "TooManyRequests",
+    501: "NotImplemented",
+    503: "SlowDown",
+}
+
+
+def error_answer(method: str, status: int, headers: Mapping[str, str]) -> bytes:
+    """An answer with S3's error document, after which the connection is closed."""
+    code = _CODES.get(status, "InternalError")
+    body = f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+    head = f"HTTP/1.1 {status} Injected\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
+    head += "Connection: close\r\n\r\n"
+    return rewrite_head(head.encode(), headers) + (b"" if method == "HEAD" else body)
