@@ -43,6 +43,22 @@ class Writer(Protocol):
     def __call__(self, key: str, data: bytes | None) -> None: ...
 
 
+class NoSink:
+    """A sink that must get nothing."""
+
+    def restart(self) -> None:
+        pass
+
+    def feed(self, piece: memoryview) -> None:
+        raise AssertionError("bytes of another version")
+
+    def room(self) -> memoryview:
+        return memoryview(bytearray(1000))
+
+    def filled(self, count: int) -> None:
+        raise AssertionError("bytes of another version")
+
+
 @dataclass
 class Backend:
     """A store under test, and how to change what is in it. `put(key, None)` deletes."""
@@ -236,6 +252,69 @@ def test_a_replaced_object_is_stale(backend: Backend, replacement: bytes) -> Non
     fresh = backend.store.head("top.bin")
     assert (fresh.etag, fresh.mtime_ns) != (opened.etag, opened.mtime_ns)
     assert bytes(backend.store.read("top.bin", 0, fresh.size, fresh)) == replacement
+
+
+def test_replaced_by_one_of_equal_size_in_the_same_second(
+    backend: Backend, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Stale, but for the one kind of store that cannot tell: whole seconds, and no tags."""
+    kind = request.node.callspec.params["backend"]
+    path = tmp_path / "root" / "prefix" / "top.bin"
+    opened = backend.store.head("top.bin")
+    stamp = path.stat().st_mtime_ns if path.exists() else 0
+    backend.put("top.bin", BODY[::-1])
+    if path.exists():
+        os.utime(path, ns=(stamp + 1000,) * 2)
+    if kind == "http-without-etags":
+        assert backend.store.head("top.bin") == opened, "nobody can tell"
+        assert bytes(backend.store.read("top.bin", 0, 1000, opened)) == BODY[::-1][:1000]
+        return
+    with pytest.raises(StaleObjectError):
+        backend.store.read("top.bin", 0, 1000, opened)
+    with pytest.raises(StaleObjectError):
+        backend.store.pour("top.bin", 0, 1000, opened, NoSink())
+    assert backend.store.head("top.bin") != opened
+
+
+def test_deleted_and_created_again_with_the_same_bytes(backend: Backend) -> None:
+    """It may count as the same version (S3: the tag is made of the bytes) or as another, but it is whole."""
+    opened = backend.store.head("top.bin")
+    backend.put("top.bin", None)
+    backend.put("top.bin", BODY)
+    try:
+        data = bytes(backend.store.read("top.bin", 5, 1000, opened))
+    except StaleObjectError:
+        fresh = backend.store.head("top.bin")
+        assert fresh != opened
+        data = bytes(backend.store.read("top.bin", 5, 1000, fresh))
+    assert data == BODY[5:1005]
+
+
+def test_cut_short_where_the_range_still_is(backend: Backend) -> None:
+    opened = backend.store.head("top.bin")
+    backend.put("top.bin", BODY[: 2 << 20])
+    for offset in (0, 2 << 20, len(BODY) - 10):
+        with pytest.raises(StaleObjectError):
+            backend.store.read("top.bin", offset, 10, opened)
+
+
+@pytest.mark.parametrize("backend", ["local"], indirect=True)
+def test_a_file_changed_in_place_with_its_time_set_back_cannot_be_told(
+    backend: Backend, tmp_path: Path
+) -> None:
+    path = tmp_path / "root" / "prefix" / "top.bin"
+    opened = backend.store.head("top.bin")
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"changed")
+    with pytest.raises(StaleObjectError):
+        backend.store.read("top.bin", 0, 10, opened)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert bytes(backend.store.read("top.bin", 0, 7, opened)) == b"changed"
+    os.truncate(path, 100)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(StaleObjectError):
+        backend.store.read("top.bin", 0, 7, opened)
 
 
 def test_a_deleted_object_is_stale(backend: Backend) -> None:

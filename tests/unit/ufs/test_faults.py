@@ -19,7 +19,7 @@ from raycache.errors import (
     UnderStoreError,
 )
 from raycache.metrics import STORE_RETRIES, Metrics
-from raycache.ufs import Backoff, ObjectInfo, direct, open_store, retry, s3
+from raycache.ufs import Backoff, ObjectInfo, direct, object_store, open_store, retry, s3
 from raycache.ufs.direct import retry_after_s
 from raycache.ufs.object_store import ObstoreStore
 from raycache.ufs.retry import Failure, Retrier
@@ -70,7 +70,7 @@ def make(
 ) -> Iterator[Callable[..., tuple[ObstoreStore, Get, Metrics]]]:
     """Makes a store behind the proxy, and what reads LENGTH bytes at OFFSET from it."""
     s3_server.put(bucket, "key", BODY)
-    real = s3.client_options
+    real = object_store.client_options
     monkeypatch.setattr(direct, "SILENCE_TIMEOUT_S", SILENCE_S)
     monkeypatch.setattr(
         s3, "client_options", lambda **kw: real(**kw) | {"read_timeout": timedelta(seconds=SILENCE_S)}
@@ -147,7 +147,7 @@ def test_what_passes_is_tried_again(make: Make, s3_proxy: S3Proxy, name: str) ->
     store, get, metrics = make()
     info = store.head("key")
     assert get(info) == BODY[OFFSET : OFFSET + LENGTH]
-    rule = {"kind": "GET", "times": 2} | PASSING[name]
+    rule: dict[str, Any] = {"kind": "GET", "times": 2} | PASSING[name]
     s3_proxy.fault = FaultRules([rule])
     assert get(info) == BODY[OFFSET : OFFSET + LENGTH]
     # A kept connection that breaks before the answer is replaced without a word: that says nothing of the store.
