@@ -23,6 +23,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from raycache import mountinfo
@@ -34,6 +35,9 @@ from raycache.spec import ResolvedDataset
 
 KEEPING = "KEEPING"
 """Lock file beside a mount point's state directories: one worker of the machine at a time."""
+
+MADE = "MADE"
+"""File in the same place: the mount point was made for the mount, and goes with it."""
 
 START_S = 20.0
 """Seconds that a mount may take to come up."""
@@ -55,7 +59,7 @@ def keep(request: Mapping[str, Any], root: str = "") -> dict[str, Any]:
         root: where state directories are; "" for the usual places.
 
     Returns:
-        `point` (without links), `device` of the mount, and how it is `served`.
+        `point` (without links), `device` of the mount, process id of its `supervisor`, and how it is `served`.
 
     Raises:
         MountBusyError: something else is there.
@@ -64,21 +68,19 @@ def keep(request: Mapping[str, Any], root: str = "") -> dict[str, Any]:
     dataset = ResolvedDataset.from_wire(request["dataset"])
     assert dataset.mount_path is not None
     point = statedirs.real_mountpoint(dataset.mount_path)
-    with _locked(point, root):
+    with _locked(point, root) as home:
         found = _there(point, root)
         config = _config_of(found)
         if found is not None and _same(config, dataset.name, request["token"]):
             if "keepers" in config:
                 _refresh(found, config, dataset, request)
             return _told(found)
-        made = _make_directory(point)
+        _make_directory(point, home)
         try:
-            config = _new_config(dataset, request) | {"made_directory": made}
             options = MountOptions(start_s=START_S)
-            return _told(mounts.start(point, config, dataset.name, options, root=root))
+            return _told(mounts.start(point, _new_config(dataset, request), dataset.name, options, root=root))
         except RaycacheError:
-            if made:
-                _remove_directory(point)
+            _remove_directory(point, home)
             raise
 
 
@@ -120,7 +122,7 @@ def sweep(request: Mapping[str, Any], root: str = "") -> list[str]:
 def _end(token: str, over: Callable[[MountStatus, dict[str, Any]], bool], root: str) -> list[str]:
     freed, failures = [], []
     for found in mounts.find(root):
-        with _locked(found.mountpoint, root):
+        with _locked(found.mountpoint, root) as home:
             config = _config_of(found)
             if found.state == "detached" or "keepers" not in config or config["cluster"]["token"] != token:
                 continue
@@ -133,8 +135,7 @@ def _end(token: str, over: Callable[[MountStatus, dict[str, Any]], bool], root: 
             except MountError as error:
                 failures.append(error)
                 continue
-            if config.get("made_directory"):
-                _remove_directory(found.mountpoint)
+            _remove_directory(found.mountpoint, home)
             freed.append(found.mountpoint)
     if failures:
         raise failures[0]
@@ -142,12 +143,13 @@ def _end(token: str, over: Callable[[MountStatus, dict[str, Any]], bool], root: 
 
 
 @contextlib.contextmanager
-def _locked(point: str, root: str) -> Iterator[None]:
+def _locked(point: str, root: str) -> Iterator[str]:
+    """The directory of a mount point's state directories, while nobody else keeps or ends mounts there."""
     home = statedirs.make_home(root, point) if root else statedirs.first_home(point)
     lock = statefiles.lock(os.path.join(home, KEEPING), wait=True)
     assert lock is not None
     try:
-        yield
+        yield home
     finally:
         os.close(lock)
 
@@ -192,7 +194,7 @@ def _refresh(
     others = [address for node, address in keepers.items() if node != request["node"]]
     addresses = [*fresh["cluster"]["addresses"], *others]
     fresh["cluster"]["addresses"] = list(dict.fromkeys(addresses))[:MOST_ADDRESSES]
-    kept = {name: config[name] for name in ("made_ns", "made_directory", "uid", "gid") if name in config}
+    kept = {name: config[name] for name in ("made_ns", "uid", "gid") if name in config}
     statefiles.write_json(_config_path(found), fresh | kept | {"keepers": keepers})
     told = statefiles.read_json(os.path.join(found.state_dir, statefiles.STATUS))
     supervisor = statedirs.process_of(told, "supervisor").open()
@@ -208,26 +210,35 @@ def _refresh(
 def _told(mount: MountStatus) -> dict[str, Any]:
     reason = mount.details.get("reason", "")
     served = "passthrough" if mount.details.get("passthrough") else f"user space: {reason}"
-    return {"point": mount.mountpoint, "device": mount.mount.get("device", ""), "served": served}
+    return {
+        "point": mount.mountpoint,
+        "device": mount.mount.get("device", ""),
+        "supervisor": mount.supervisor_pid,
+        "served": served,
+    }
 
 
-def _make_directory(point: str) -> bool:
-    """Make the mount point if it is not there; whether it was made."""
+def _make_directory(point: str, home: str) -> None:
+    """Make the mount point if it is not there, and note that."""
     # What is mounted there may not answer, so it is not asked.
     if mountinfo.mounted_at(point) is not None or os.path.isdir(point):
-        return False
+        return
     try:
         os.makedirs(point, 0o755)
     except FileExistsError:
-        return False  # no directory: the mount will say so; or somebody else made it
+        return  # no directory: the mount will say so; or somebody else made it
     except OSError as error:
         raise MountError(f"the directory cannot be made: {error.strerror}", where=point) from None
-    return True
+    Path(home, MADE).touch(0o600)
 
 
-def _remove_directory(point: str) -> None:
-    with contextlib.suppress(OSError):  # somebody uses it
-        os.rmdir(point)
+def _remove_directory(point: str, home: str) -> None:
+    """Remove the mount point if it was made for the mount."""
+    made = Path(home, MADE)
+    if made.exists() and mountinfo.mounted_at(point) is None:
+        with contextlib.suppress(OSError):  # somebody uses it
+            os.rmdir(point)
+        made.unlink()
 
 
 def main() -> int:

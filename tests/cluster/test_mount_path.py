@@ -86,6 +86,17 @@ def test_a_dataset_is_mounted_where_its_spec_says(cache: Cache, point: Path) -> 
     cache.admin.load("ds", ["/"])  # lists afresh
     until(lambda: (point / "later").exists(), "what is new is seen", 60.0)
 
+    # Supervisor and server die: what is left is dead, and a worker mounts it anew.
+    left = mounts.status(str(point))
+    for pid in (left.supervisor_pid, left.server_pid):
+        os.kill(pid, signal.SIGKILL)
+    until(
+        lambda: mounts.status(str(point)).supervisor_pid not in (0, left.supervisor_pid),
+        "it is mounted anew",
+        60.0,
+    )
+    assert (point / "dir" / "file").read_bytes() == DATA
+
     # Another path, no path, no dataset.
     other = point.with_name("other")
     cache.admin.apply(spec(cache, other))

@@ -159,6 +159,7 @@ def test_killed_with_everything(kept: Kept) -> None:
     assert (kept.point / "a").read_bytes() == DATA
     assert len(mounted_under(kept.directory)) == 1
     kept.release("node0")
+    assert not kept.point.exists(), "it was made for the mount that died"
 
 
 def test_swept_whoever_kept_it(kept: Kept) -> None:

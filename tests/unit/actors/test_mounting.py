@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +39,7 @@ class FakeShim:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.requests: list[dict[str, Any]] = []
         self.failure: Exception | None = None
+        self.supervisor = os.getpid()
         self._mounted: dict[str, MountEntry] = {}
         self._devices = iter(range(100))
         self._changed = threading.Condition()
@@ -66,7 +69,12 @@ class FakeShim:
             device = f"0:{next(self._devices)}"
             entry = MountEntry(device, dataset.mount_path, mounting.KIND, dataset.name, "")
             self._mounted[entry.point] = entry
-        return {"point": entry.point, "device": entry.device, "served": "passthrough"}
+        return {
+            "point": entry.point,
+            "device": entry.device,
+            "supervisor": self.supervisor,
+            "served": "passthrough",
+        }
 
     def lose(self, point: str) -> None:
         """End a mount behind everybody's back."""
@@ -203,6 +211,17 @@ def test_what_somebody_unmounted_is_mounted_again(shim: FakeShim) -> None:
         shim.lose("/m")
         shim.wait(lambda: shim.done("keep") == 2)
         until(mounts, "mounted")
+
+
+def test_a_mount_whose_supervisor_was_killed_is_asked_for_again(shim: FakeShim) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    shim.supervisor = child.pid
+    with kept_by(shim) as mounts:
+        mounts.want({"ds": at("/m")})
+        until(mounts, "mounted")
+        shim.supervisor = os.getpid()
+        child.communicate()
+        shim.wait(lambda: shim.done("keep") == 2)
 
 
 def test_what_an_earlier_worker_left_is_found(shim: FakeShim) -> None:
