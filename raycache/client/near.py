@@ -55,6 +55,9 @@ class Near(Protocol):
     def stream(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
         """Blocks with their CRC32C, kept or not."""
 
+    def recheck(self, version: ObjectVersion, blocks: range) -> None:
+        """Have blocks checked that could not be read from the local file; those that are bad are dropped."""
+
     def invalidate(self, dataset: str, path: str) -> None:
         """Forget what is known of `path`: it has turned out to be stale."""
 
@@ -118,6 +121,9 @@ class WorkerNear:
         payload = {"dataset": dataset, "hit": hit, "missed": missed}
         self._peers.call(self._worker, "reads", payload, REPORT_TIMEOUT_S)
 
+    def recheck(self, version: ObjectVersion, blocks: range) -> None:
+        self._peers.recheck(self._worker, version, blocks)
+
     def invalidate(self, dataset: str, path: str) -> None:
         self._peers.call(self._worker, "invalidate", {"dataset": dataset, "path": path}, METADATA_TIMEOUT_S)
 
@@ -149,6 +155,9 @@ class EngineNear:
 
     def stream(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
         return self._engine.stream(version, blocks)
+
+    def recheck(self, version: ObjectVersion, blocks: range) -> None:
+        self._engine.recheck(version, blocks)
 
     def invalidate(self, dataset: str, path: str) -> None:
         self._engine.invalidate(dataset, path)

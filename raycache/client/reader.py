@@ -8,6 +8,7 @@ bytes come from afar. No failure of the cache reaches the caller while the objec
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -37,6 +38,9 @@ LOOK_EVERY_S = 0.0005
 """For how long, and how often (seconds), a reader looks whether blocks that are on their way have arrived, before it
 asks the worker to say so. A look is a slice of the mapped index; a question costs both processes half a millisecond."""
 
+_OWN_FAULT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Errors of this process that say nothing about a file."""
+
 BYPASS_READS = 64
 """Slow reads that go round a full cache before it is asked again."""
 
@@ -59,6 +63,7 @@ class ObjectReader:
         self._far: FarReader | None = None
         self._closed = False
         self._ahead = Readahead(version)
+        self._suspect = False  # the local file could not be read, and its worker has not been told
         self._bypass = 0  # slow reads left that do not ask the node's cache
 
     # -- reading ------------------------------------------------------------------------------------------
@@ -82,6 +87,7 @@ class ObjectReader:
                 return _whole(local.pread(offset, length), length)  # type: ignore[union-attr]  # a hit has a file
         except OSError as error:
             self._distrust(error)
+            local = None  # the file is closed when its last reader lets go of it
             length = self._clip(offset, length)
         buffer = bytearray(length)
         self._read_slowly(offset, memoryview(buffer))
@@ -102,6 +108,7 @@ class ObjectReader:
                 raise _shorter()
         except OSError as error:
             self._distrust(error)
+            local = None
         self._read_slowly(offset, buffer)
         return length
 
@@ -274,7 +281,10 @@ class ObjectReader:
                     return
             except OSError as error:
                 self._distrust(error)
+                local = None
         self._read_far(offset, buffer, blocks)
+        if self._suspect:
+            self._tell(blocks)
 
     def _bring(self, blocks: range, end: int) -> bool:
         """Have blocks in a local file that this reader has open."""
@@ -339,8 +349,24 @@ class ObjectReader:
         if self._closed:
             raise ValueError("read of a closed reader") from error
         self._client.metrics.add(m.FALLBACKS)
-        log.warning("%s cannot be read from the local store: %s", self.version.path, error)
+        log.warning("%s cannot be read from the local store: %s", self.version.path, str(error))
         self._bypass = max(self._bypass, BYPASS_READS)
+        if isinstance(error, OSError) and error.errno not in _OWN_FAULT:
+            # Forgotten, not closed (see `_is_gone`): a disk may take seconds to fail, and not at every read, please.
+            self._local = None
+            self._suspect = True
+
+    def _tell(self, blocks: range) -> None:
+        """Have the node's cache look at blocks that could not be read here: it notices that its disk fails, and drops
+        the bad ones, so that they are fetched anew."""
+        self._suspect = False
+        near = self._client.near(self.version.dataset)
+        if near is None:
+            return
+        try:
+            near.recheck(self.version, blocks)
+        except RaycacheError as error:  # its disk is down: it knows
+            log.info("blocks %s of %s not checked: %s", blocks, self.version.path, error)
 
     def _open_local(self) -> LocalFile | None:
         if self._local is None and not self._closed:

@@ -25,6 +25,7 @@ from raycache.errors import (
     BucketNotFoundError,
     CacheFullError,
     DatasetNotFoundError,
+    IntegrityError,
     ObjectNotFoundError,
     RaycacheError,
     UnderStoreError,
@@ -276,22 +277,34 @@ class Engine:
             waiting: dict[int, Future[Fetched]] = {}
             requested = blocks.start
             for block in blocks:
-                if requested - block <= window // 2 and requested < blocks.stop:
-                    upto = min(block + window, blocks.stop)
-                    waiting |= self._fetcher.request(volume, version, range(requested, upto), filling, hop)
-                    requested = upto
-                future = waiting.pop(block, None)
-                fetched = _result(future, version) if future is not None else None
-                if fetched is not None and fetched.data is not None:
-                    yield fetched.crc, fetched.data
-                else:
-                    yield filling.read(block)
+                try:
+                    if requested - block <= window // 2 and requested < blocks.stop:
+                        upto = min(block + window, blocks.stop)
+                        waiting |= self._fetcher.request(
+                            volume, version, range(requested, upto), filling, hop
+                        )
+                        requested = upto
+                    future = waiting.pop(block, None)
+                    fetched = _result(future, version) if future is not None else None
+                    if fetched is not None and fetched.data is not None:
+                        found = fetched.crc, fetched.data
+                    else:
+                        found = filling.read(block)
+                except (CacheFullError, IntegrityError) as error:  # the tier's disk fails under it
+                    self.metrics.add(m.FALLBACKS)
+                    log.info("block %d of %s is streamed past the store: %s", block, version.path, error)
+                    yield from self._stream_past(version, range(block, block + 1))
+                    continue
+                yield found
 
     def recheck(self, version: ObjectVersion, blocks: range) -> tuple[int, ...]:
         """Check blocks of the local store against their CRC32C, because somebody received a damaged one.
 
         Returns:
             Those that are bad. They have been dropped, and are fetched again when somebody wants them.
+
+        Raises:
+            CacheFullError: the tier is down, or cannot even write that the block is dropped.
         """
         store = self.volume(version.dataset).store
         if not any(store.contains(version)):

@@ -179,6 +179,11 @@ class Peers:
         if next(expected, None) is not None:
             raise IntegrityError("a worker sent fewer blocks than asked", where=worker.address)
 
+    def recheck(self, worker: Worker, version: ObjectVersion, blocks: range) -> None:
+        """Have a worker check blocks that it keeps, and drop the bad ones. Raises as `call` does."""
+        payload = {"version": version.to_wire(), "blocks": [blocks.start, blocks.stop]}
+        self.call(worker, "recheck", payload, RECHECK_TIMEOUT_S)
+
     def close(self) -> None:
         """Close all connections."""
         self.pool.close()
@@ -186,8 +191,7 @@ class Peers:
     def _report_corrupt(self, worker: Worker, version: ObjectVersion, blocks: range) -> None:
         """Have a worker check a block that arrived damaged: if it is bad there, nobody must get it again."""
         try:
-            payload = {"version": version.to_wire(), "blocks": [blocks.start, blocks.stop]}
-            self.call(worker, "recheck", payload, RECHECK_TIMEOUT_S)
+            self.recheck(worker, version, blocks)
         except RaycacheError as error:
             log.warning("worker %s was not told of a damaged block: %s", worker.id, error)
 

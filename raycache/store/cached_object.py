@@ -7,6 +7,7 @@ different blocks of one file at once and none ever writes a block that another i
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from array import array
@@ -137,15 +138,27 @@ class CachedObject:
         return self.cost
 
     def open(self) -> None:
-        """Open the files for writing. Raises FileNotFoundError if somebody has removed them."""
-        if self.data_fd < 0:
-            data_fd = files.open_file(self.data_path, write=True)
-            try:
-                self.index_fd = files.open_file(self.index_path, write=True)
-            except OSError:
-                os.close(data_fd)
+        """Open the files for writing; on a device that has become read-only, for reading. Raises FileNotFoundError if
+        somebody has removed them."""
+        if self.data_fd >= 0:
+            return
+        assert self.tier is not None
+        try:
+            self._open(write=True)
+        except OSError as error:
+            if error.errno != errno.EROFS:
                 raise
-            self.data_fd = data_fd
+            self.tier.watch.failed(error)
+            self._open(write=False)
+
+    def _open(self, *, write: bool) -> None:
+        data_fd = files.open_file(self.data_path, write=write)
+        try:
+            self.index_fd = files.open_file(self.index_path, write=write)
+        except OSError:
+            os.close(data_fd)
+            raise
+        self.data_fd = data_fd
 
     def shut(self) -> None:
         """Close the descriptors."""
@@ -203,12 +216,14 @@ class CachedObject:
 
     def _give_back(self, blocks: list[int]) -> int:
         """Punch absent blocks out of an unsealed file; bytes freed. Where the filesystem cannot, they stay counted."""
+        assert self.tier is not None
         holes, freed = self._refund(blocks)
         punched = True
         try:
             for hole in holes:
                 punched = punched and files.punch_hole(self.data_fd, hole.offset, hole.length)
-        except OSError:
+        except OSError as error:
+            self.tier.watch.failed(error)
             punched = False
         if not punched:
             self._charge(blocks)
@@ -325,7 +340,10 @@ class CachedObject:
         """A block's bytes in (the beginning of) `buffer`. `cond` not held, but between enter_io and leave_io."""
         extent = self.version.block_extent(block)
         part = buffer[: extent.length]
-        if files.pread_into(self.data_fd, part, extent.offset) != extent.length:
+        assert self.tier is not None
+        with self.tier.watch.call():
+            read = files.pread_into(self.data_fd, part, extent.offset)
+        if read != extent.length:
             raise OSError(f"{self.data_path} is shorter than its object")
         return part
 

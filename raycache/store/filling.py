@@ -121,6 +121,7 @@ class Filling:
                     try:
                         verdict[block] = crc32c(cached.read_block(block, buffer)) == cached.crcs[block]
                     except OSError as error:
+                        _failed(cached, error)
                         _log.warning("%s: block %d cannot be read: %s", cached.data_path, block, error)
                         verdict[block] = False
             finally:
@@ -134,6 +135,7 @@ class Filling:
         except CacheFullError:
             raise
         except OSError as error:
+            _failed(cached, error)
             raise _cache_full(error, cached) from error
         finally:
             cached.busy.difference_update(blocks)
@@ -153,8 +155,8 @@ class Filling:
         Raises:
             IntegrityError: wrong length; bytes that do not match `crcs`; or other bytes are present under the
                 same version.
-            CacheFullError: nothing more can be evicted, or the device is full or failing. All blocks that were
-                absent are absent still.
+            CacheFullError: nothing more can be evicted, or the device is full or failing, or has been. All blocks
+                that were absent are absent still.
         """
         if not blocks:
             return []
@@ -173,6 +175,8 @@ class Filling:
             assert tier is not None
             try:
                 try:
+                    if not tier.watch.takes_new:
+                        raise CacheFullError(tier.watch.why(), where=cached.data_path)
                     self._space.pay(cached, claim)
                     self._put(claim, view, blocks.start)
                     with cached.cond:
@@ -188,8 +192,9 @@ class Filling:
             except OSError as error:
                 if isinstance(error, CacheFullError):
                     raise
-                if attempt == 0 and self._space.make_real_room(cached, claim.need, error):
+                if attempt == 0 and self._space.make_real_room(tier, claim.need, error):
                     continue
+                tier.watch.failed(error)
                 raise _cache_full(error, cached) from error
             self._space.after_write(tier)
             return sums
@@ -203,8 +208,8 @@ class Filling:
 
         Returns:
             None where `write` has to deal with it: some of the blocks are present already, or there is no room
-            for them as things are, or the file has been complete, so that somebody may have it mapped and nothing
-            may go into it that is not known to be right.
+            for them as things are, or the device is sick, or the file has been complete, so that somebody may have
+            it mapped and nothing may go into it that is not known to be right.
 
         Raises:
             CacheFullError: the object has been purged.
@@ -212,7 +217,8 @@ class Filling:
         cached = self._object
         with cached.cond:
             self._pin.touch(blocks)
-            claim = None if cached.sealed else cached.claim(blocks)
+            sick = cached.tier is not None and not cached.tier.watch.takes_new
+            claim = None if cached.sealed or sick else cached.claim(blocks)
         if claim is None:
             return None
         try:
@@ -245,16 +251,18 @@ class Filling:
         for run in runs(claim.blocks, len(claim.blocks)):
             offset, length = self.version.extent_of(run)
             start = offset - origin
-            with self._object.writing:
+            assert self._object.tier is not None
+            with self._object.writing, self._object.tier.watch.call():
                 files.pwrite_all(self._object.data_fd, view[start : start + length], offset)
 
     def read(self, block: int) -> tuple[int, memoryview]:
         """A present block: its CRC32C and its bytes, which stay valid after the Filling is closed.
 
-        From a complete file it is a view of the page cache; else a copy.
+        From a complete file in memory it is a view of it. Else a copy: a page of a mapped file that the disk does not
+        give is no error but a SIGBUS.
 
         Raises:
-            IntegrityError: the block is not present.
+            IntegrityError: the block is not present, or cannot be read: then it is missing from now on.
         """
         cached = self._object
         if cached.states[block] != index.VERIFIED and self.missing(range(block, block + 1)):
@@ -268,7 +276,11 @@ class Filling:
             cached.enter_io()
             self._pin.touch(range(block, block + 1))
             crc = cached.crcs[block]
-            if cached.sealed and cached.complete:
+            assert cached.tier is not None
+            if not cached.tier.watch.readable:
+                cached.leave_io()
+                raise IntegrityError(cached.tier.watch.why(), where=cached.data_path)
+            if cached.sealed and cached.complete and cached.tier.config.medium == "MEM":
                 # Never changed until it is unlinked, and then the mapping stays.
                 if self._map is None:
                     self._map = mmap.mmap(cached.data_fd, self.version.size, prot=mmap.PROT_READ)
@@ -278,10 +290,17 @@ class Filling:
         try:
             return crc, cached.read_block(block, memoryview(bytearray(extent.length)))
         except OSError as error:
-            raise _unreadable(error, cached) from error
+            failure = error
         finally:
             with cached.cond:
                 cached.leave_io()
+        self.recheck(range(block, block + 1))  # tells the tier, too
+        raise _unreadable(failure, cached) from failure
+
+
+def _failed(cached: CachedObject, error: OSError) -> None:
+    if cached.tier is not None:
+        cached.tier.watch.failed(error)
 
 
 def _full(cached: CachedObject) -> CacheFullError:

@@ -194,7 +194,11 @@ class StoreView:
             version: the object version.
             hit: whether the eviction policy should hear of it. Say False when opening what was just fetched for
                 this same read: otherwise every object of a one-time scan looks as if it were read twice.
+
+        Raises:
+            OSError: no tier has it, and at least one could not be looked into.
         """
+        failure: OSError | None = None
         for path in self.paths:
             # Twice: a file may be evicted, and fetched anew, between opening and locking it.
             for _ in range(2):
@@ -202,8 +206,13 @@ class StoreView:
                     found = self._open_in(path, version, hit)
                 except FileNotFoundError:
                     break
+                except OSError as error:  # the disk of one tier says nothing about the next
+                    failure = error
+                    break
                 if found is not None:
                     return found
+        if failure is not None:
+            raise failure
         return None
 
     def _open_in(self, tier_path: str, version: ObjectVersion, hit: bool) -> LocalFile | None:

@@ -68,7 +68,7 @@ class LocalStore:
         opened: list[Tier] = []
         try:
             for rank, config in enumerate(tiers):
-                opened.append(Tier(config, rank, policy))
+                opened.append(Tier(config, rank, policy, self.metrics))
             self._registry = Registry(self.metrics)
             self._space = Space(opened, self._registry, self.metrics, background=background)
             for cached in adopt(opened):
@@ -182,6 +182,7 @@ class LocalStore:
             tier.configure(config)
         for tier in reversed(self._space.tiers):
             self._space.reclaim(tier)
+            self._space.after_write(tier)  # what is in use now leaves later
 
     def purge(
         self, medium: str | None = None, match: Callable[[ObjectVersion], bool] = lambda version: True
@@ -203,10 +204,16 @@ class LocalStore:
                 if cached.gone or cached.tier is None:
                     continue
                 if medium is None or cached.tier.config.medium == medium:
+                    if not moving.clear(cached.tier, cached.id):
+                        continue  # it stays, and so do its bytes in the ledger
                     freed += cached.cost
-                    moving.remove(cached.tier, cached.id)
                     self._registry.forget(cached)
         return freed
+
+    def probe(self) -> None:
+        """Probe the devices of the tiers that are sick, now. Waits for them."""
+        for tier in self._space.tiers:
+            tier.watch.probe()
 
     def close(self) -> None:
         """Stop evicting and let another process own the directories. Files stay, for the next one to adopt.
@@ -222,13 +229,10 @@ class LocalStore:
 
 
 def _status(cached: CachedObject) -> ObjectStatus | None:
-    with cached.cond:
-        if cached.gone or cached.tier is None:
-            return None
-        return ObjectStatus(
-            cached.version,
-            cached.tier.config.medium,
-            cached.cached_bytes(),
-            cached.complete,
-            cached.secondary,
-        )
+    # Without `cond`: a thread that holds it may wait for a device that hangs.
+    tier = cached.tier
+    if cached.gone or tier is None:
+        return None
+    return ObjectStatus(
+        cached.version, tier.config.medium, cached.cached_bytes(), cached.complete, cached.secondary
+    )

@@ -47,9 +47,9 @@ class Copy:
         os.close(self.index_fd)
 
     def discard(self) -> None:
-        """Remove the files, whether or not they have their names already."""
+        """Remove the files, whether or not they have their names already. If that fails, adoption does it."""
         self.close()
-        remove(self.tier, self.object_id)
+        clear(self.tier, self.object_id)
 
 
 def remove(tier: Tier, object_id: str) -> None:
@@ -57,6 +57,27 @@ def remove(tier: Tier, object_id: str) -> None:
     data, entries = index.data_path(tier.path, object_id), index.index_path(tier.path, object_id)
     for path in (data, data + NEW, entries, entries + NEW):
         files.unlink(path)
+
+
+def clear(tier: Tier, object_id: str, *, new_only: bool = False) -> bool:
+    """As `remove`, but a failure is told to the tier and not raised; False if there was one.
+
+    Args:
+        tier: where.
+        object_id: which object's files.
+        new_only: only files that have not got their names yet.
+    """
+    try:
+        if new_only:
+            for path in (index.data_path(tier.path, object_id), index.index_path(tier.path, object_id)):
+                files.unlink(path + NEW)
+        else:
+            remove(tier, object_id)
+    except OSError as error:
+        tier.watch.failed(error)
+        _log.warning("%s: cannot be removed: %s", index.data_path(tier.path, object_id), error)
+        return False
+    return True
 
 
 def new_files(cached: CachedObject, tier: Tier, flags: int, states: bytearray, crcs: array[int]) -> Copy:
@@ -76,10 +97,22 @@ def new_files(cached: CachedObject, tier: Tier, flags: int, states: bytearray, c
         for fd in (index_fd, data_fd):
             if fd >= 0:
                 os.close(fd)
-        for path in (index.data_path(tier.path, cached.id), index.index_path(tier.path, cached.id)):
-            files.unlink(path + NEW)
+        clear(tier, cached.id, new_only=True)
         raise
     return Copy(tier, cached.id, header, data_fd, index_fd, states, crcs)
+
+
+def _read(cached: CachedObject, fd: int, part: memoryview, offset: int) -> bool:
+    """Read a block of the source; False if it cannot be read."""
+    tier = cached.tier
+    assert tier is not None
+    try:
+        with tier.watch.call():
+            return files.pread_into(fd, part, offset) == len(part)
+    except OSError as error:
+        tier.watch.failed(error)
+        _log.warning("%s: cannot be read at %d: %s", cached.data_path, offset, error)
+        return False
 
 
 def copy_down(
@@ -100,7 +133,7 @@ def copy_down(
         The copy, not yet under its names; None if it was stopped.
 
     Raises:
-        OSError: reading or writing failed; nothing is left of the copy.
+        OSError: writing failed; nothing is left of the copy. (What cannot be read is as good as corrupt.)
     """
     version = cached.version
     states = bytearray(len(cached.states))
@@ -115,12 +148,12 @@ def copy_down(
                 return None
             extent = version.block_extent(block)
             part = buffer[: extent.length]
-            read = files.pread_into(source_fd, part, extent.offset)
-            if read != extent.length or crc32c(part) != cached.crcs[block]:
+            if not _read(cached, source_fd, part, extent.offset) or crc32c(part) != cached.crcs[block]:
                 _log.warning("%s: block %d does not match its checksum; dropped", cached.data_path, block)
                 metrics.add(CORRUPT_BLOCKS)
                 continue
-            files.pwrite_all(copy.data_fd, part, extent.offset)
+            with tier.watch.call():
+                files.pwrite_all(copy.data_fd, part, extent.offset)
             states[block] = index.VERIFIED
         index.write_states(copy.index_fd, copy.header, 0, states)
         flags = index.SECONDARY if cached.secondary else 0
@@ -132,5 +165,4 @@ def copy_down(
     finally:
         if not done:
             copy.close()
-            for path in (index.data_path(tier.path, cached.id), index.index_path(tier.path, cached.id)):
-                files.unlink(path + NEW)
+            clear(tier, cached.id, new_only=True)

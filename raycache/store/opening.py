@@ -14,6 +14,8 @@ from raycache.store.tiers import Tier
 
 _log = logging.getLogger(__name__)
 
+_SICK_HINT = "see `raycache get workers -o wide`, and the kernel's log on that node"
+
 
 def pin(space: Space, version: ObjectVersion, holder: Pin, *, secondary: bool) -> CachedObject:
     """The version's object with `holder` on it and its files open, made if need be.
@@ -58,6 +60,8 @@ def _pin(space: Space, cached: CachedObject, holder: Pin, *, secondary: bool) ->
 
 def _pin_existing(space: Space, cached: CachedObject, holder: Pin, *, secondary: bool) -> bool:
     assert cached.tier is not None
+    if not cached.tier.watch.readable:
+        raise CacheFullError(cached.tier.watch.why(), where=cached.tier.path, hint=_SICK_HINT)
     try:
         cached.open()
         if cached.secondary and not secondary:
@@ -66,10 +70,11 @@ def _pin_existing(space: Space, cached: CachedObject, holder: Pin, *, secondary:
             cached.tier.promote(cached.id)
     except FileNotFoundError:
         _log.warning("%s: somebody has removed the cache file", cached.data_path)
-        moving.remove(cached.tier, cached.id)
+        moving.clear(cached.tier, cached.id)
         space.registry.forget(cached)
         return False
     except OSError as error:
+        cached.tier.watch.failed(error)
         if not cached.pins:
             cached.shut()
         raise CacheFullError(
@@ -81,35 +86,45 @@ def _pin_existing(space: Space, cached: CachedObject, holder: Pin, *, secondary:
 
 def _create(space: Space, cached: CachedObject) -> tuple[Tier, moving.Copy]:
     """Make the files in the first tier that can take the object by its size, else in the largest; further down if
-    that one is full of things in use."""
+    that one is full of things in use, or sick."""
     version = cached.version
     flags = index.SECONDARY if cached.secondary else 0
     if version.size == 0:
         flags |= index.COMPLETE | index.SEALED
     states = bytearray(version.block_count)
     crcs = array("I", bytes(4 * len(states)))
+    homes = space.homes_for(version)
     problem = "the cache is full and all that is in it is in use"
-    for tier in space.tiers[space.rank_for(version) :]:
+    hint = "raise the quota of a tier, or add one"
+    if not homes:
+        problem, hint = space.tiers[0].watch.why(), _SICK_HINT
+    for tier in homes:
         need = tier.index_cost(version)
         if not space.room(tier, need):
             continue
         try:
-            copy = moving.new_files(cached, tier, flags, states, crcs)
             try:
-                copy.publish()
-            except OSError:
-                copy.discard()
-                raise
+                return tier, _make(tier, cached, flags, states, crcs)
+            except OSError as error:
+                if not space.make_real_room(tier, need, error):
+                    raise
+                return tier, _make(tier, cached, flags, states, crcs)
         except OSError as error:
             tier.give(need)
+            tier.watch.failed(error)
             problem = f"no cache file can be made in {tier.path}: {error.strerror}"
-            continue
-        return tier, copy
-    raise CacheFullError(
-        problem,
-        where=f"{version.dataset}/{version.path}",
-        hint="raise the quota of a tier, or add one",
-    )
+    raise CacheFullError(problem, where=f"{version.dataset}/{version.path}", hint=hint)
+
+
+def _make(tier: Tier, cached: CachedObject, flags: int, states: bytearray, crcs: array[int]) -> moving.Copy:
+    with tier.watch.call():
+        copy = moving.new_files(cached, tier, flags, states, crcs)
+        try:
+            copy.publish()
+        except OSError:
+            copy.discard()
+            raise
+        return copy
 
 
 def unpin(space: Space, cached: CachedObject, holder: Pin) -> None:
@@ -122,4 +137,4 @@ def unpin(space: Space, cached: CachedObject, holder: Pin) -> None:
             return
         cached.shut()
         if not cached.gone and not cached.complete and not any(cached.states):
-            space.registry.unlink(cached)
+            space.unlink(cached)

@@ -107,14 +107,26 @@ class Receiver:
             data = data[len(part) :]
         data = self._stage[: self._extent.offset + self._at - offset]
         try:
-            with self._object.writing:
-                files.pwrite_all(self._object.data_fd, data, offset)
+            self._put(data, offset)
         except OSError as error:
             raise CacheFullError(
                 f"the cache device cannot take more: {error.strerror or error}",
                 where=self._object.data_path,
                 hint="free space on that filesystem, or lower the tier's quota",
             ) from error
+
+    def _put(self, data: memoryview, offset: int) -> None:
+        tier = self._object.tier
+        assert tier is not None
+        for again in (False, True):
+            try:
+                with self._object.writing, tier.watch.call():
+                    files.pwrite_all(self._object.data_fd, data, offset)
+                return
+            except OSError as error:
+                if again or not self._space.make_real_room(tier, self._extent.length, error):
+                    tier.watch.failed(error)
+                    raise
 
     def commit(self) -> list[int]:
         """Make the blocks present; the CRC32C of each.
@@ -135,6 +147,8 @@ class Receiver:
         except OSError as error:
             if isinstance(error, CacheFullError):
                 raise
+            if tier is not None:
+                tier.watch.failed(error)
             raise CacheFullError(
                 f"the cache's index cannot be written: {error.strerror or error}",
                 where=self._object.index_path,

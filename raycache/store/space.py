@@ -14,13 +14,19 @@ from collections.abc import Iterator, Sequence
 
 from raycache.blocks import ObjectVersion
 from raycache.metrics import DEMOTED_BYTES, EVICTED_BYTES, Metrics
-from raycache.store import files, index, moving
+from raycache.store import files, health, index, moving
 from raycache.store.cached_object import CachedObject, Claim
 from raycache.store.keeping import Keeping
 from raycache.store.registry import Registry
 from raycache.store.tiers import Tier
 
 _log = logging.getLogger(__name__)
+
+OVER_S = 10.0
+"""Seconds after which a tier that holds more than its quota, because that was lowered, is looked at again."""
+
+_JOIN_S = 60.0
+"""Longest wait for the background thread at the end: it may be in a system call on a device that hangs."""
 
 _PASSES = 2
 """Rounds over a tier's victims: the first may only find out which of them have been read."""
@@ -91,12 +97,14 @@ class Space:
         itself, instead of pushing out everything else."""
         return tier.cost(cached.version) > tier.high and cached.cost > tier.high // 2
 
-    def rank_for(self, version: ObjectVersion) -> int:
-        """Rank of the first tier that can take the whole object below its high watermark, else of the largest."""
-        for tier in self.tiers:
+    def homes_for(self, version: ObjectVersion) -> list[Tier]:
+        """The tiers where a new object may go, in order: the first that can take the whole of it below its high
+        watermark, else the largest, and those below. None that is sick."""
+        well = [tier for tier in self.tiers if tier.watch.takes_new]
+        for place, tier in enumerate(well):
             if tier.cost(version) <= tier.high:
-                return tier.rank
-        return max(self.tiers, key=lambda tier: tier.quota).rank
+                return well[place:]
+        return well[well.index(max(well, key=lambda tier: tier.quota)) :] if well else []
 
     def room(self, tier: Tier, need: int, *, primaries: bool = True) -> bool:
         """Reserve `need` bytes in a tier, evicting as many objects as it takes; False if it cannot be done."""
@@ -106,7 +114,7 @@ class Space:
             return True
         for _ in range(_PASSES):
             for victim in self._victims(tier, primaries=primaries):
-                with tier.evicting:
+                with tier.evicting():
                     if tier.take(need):  # another writer's eviction was enough for both
                         return True
                     self._release(tier, victim, need + tier.used - tier.quota)
@@ -120,20 +128,20 @@ class Space:
             return
         for _ in range(_PASSES):
             for victim in self._victims(tier, primaries=True):
-                with tier.evicting:
+                with tier.evicting():
                     excess = tier.used - tier.low
                     if excess <= 0:
                         return
                     self._release(tier, victim, excess)
 
-    def make_real_room(self, cached: CachedObject, need: int, error: OSError) -> bool:
-        """The device is full although the quota is not: evict about `need` bytes. False for other failures."""
-        tier = cached.tier
+    def make_real_room(self, tier: Tier | None, need: int, error: OSError) -> bool:
+        """The device is full although the quota is not (others write there, too): evict about `need` bytes of our own.
+        False for other failures, and if there is nothing to evict."""
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or tier is None:
             return False
         freed = 0
         for victim in self._victims(tier, primaries=True):
-            with tier.evicting:
+            with tier.evicting():
                 freed += self._release(tier, victim, need - freed)
             if freed >= need:
                 return True
@@ -142,7 +150,9 @@ class Space:
     # -- victims -----------------------------------------------------------------------------------------------
 
     def _victims(self, tier: Tier, *, primaries: bool) -> Iterator[CachedObject]:
-        """Objects of a tier in the order in which they should leave; secondary copies first."""
+        """Objects of a tier in the order in which they should leave; secondary copies first. None of a tier that is
+        down, and no more of one on which eviction fails."""
+        before = tier.watch.errors
         for policy in (tier.secondary, tier.primary) if primaries else (tier.secondary,):
             candidates = policy.victims()
             while True:
@@ -150,6 +160,8 @@ class Space:
                     key = next(candidates, None)
                 if key is None:
                     break
+                if not tier.watch.readable or tier.watch.errors - before >= health.SUSPECT:
+                    return
                 cached = self.registry.get(str(key))
                 if cached is None or cached.tier is not tier:
                     continue
@@ -170,12 +182,13 @@ class Space:
         try:
             freed = self._trim(cached, tier, want)
         except OSError as error:
+            tier.watch.failed(error)
             _log.warning("%s: cannot punch a hole, dropping the whole file: %s", cached.data_path, error)
             freed = 0
         return freed or self.drop(cached, tier=tier)
 
     def drop(self, cached: CachedObject, *, tier: Tier | None = None) -> int:
-        """Unlink an object that nobody uses; bytes freed, 0 if somebody does.
+        """Unlink an object that nobody uses; bytes freed, 0 if somebody does, or the device does not let it go.
 
         Args:
             cached: the object.
@@ -186,7 +199,20 @@ class Space:
                 return 0
             if tier is not None and cached.tier is not tier:
                 return 0
-            return self.registry.unlink(cached)
+            return self.unlink(cached)
+
+    def unlink(self, cached: CachedObject) -> int:
+        """Unlink an object's files unless a reader has them; bytes freed. A failure is told to the tier, and the object
+        stays. Its `cond` is held."""
+        tier = cached.tier
+        assert tier is not None
+        try:
+            with tier.watch.call():
+                return self.registry.unlink(cached)
+        except OSError as error:
+            tier.watch.failed(error)
+            _log.warning("%s: cannot be removed: %s", cached.data_path, error)
+            return 0
 
     def _trim(self, cached: CachedObject, tier: Tier, want: int) -> int:
         """Punch some blocks out of an incomplete object that is much larger than what is wanted; bytes freed."""
@@ -222,6 +248,7 @@ class Space:
                 # Some more than needed: choosing looks at every block.
                 freed = cached.drop_blocks(max(want, cached.cost // 64), keep)
             except OSError as error:
+                cached.tier.watch.failed(error)
                 _log.warning("%s: cannot drop blocks: %s", cached.data_path, error)
                 return False
             finally:
@@ -262,6 +289,8 @@ class Space:
             if files.try_lock(source_fd, exclusive=True):
                 files.unlock(source_fd)
                 for target in self.tiers[source.rank + 1 :]:
+                    if not target.watch.takes_new:
+                        continue
                     moved = self._move_to(cached, source_fd, target, relocate=relocate)
                     if moved is not None:
                         break
@@ -270,6 +299,7 @@ class Space:
         except FileNotFoundError:
             moved = 0
         except OSError as error:
+            source.watch.failed(error)
             _log.warning("%s: cannot be moved down a tier: %s", cached.data_path, error)
         finally:
             if source_fd >= 0:
@@ -282,6 +312,7 @@ class Space:
         return moved
 
     def _move_to(self, cached: CachedObject, source_fd: int, target: Tier, *, relocate: bool) -> int | None:
+        """As `_move_down`, to one tier; None also if that one fails. Raises OSError: the source does."""
         present = len(cached.states) - cached.states.count(index.ABSENT)
         unit = max(cached.version.block_size, target.granule)
         data = min(present * unit, files.round_up(cached.version.size, target.page))
@@ -304,7 +335,9 @@ class Space:
                 assert source is not None
                 # Names in the new tier first: whoever looks in one tier after the other finds it at any time.
                 copy.publish()
-                moving.remove(source, cached.id)
+                with source.watch.call():
+                    if not moving.clear(source, cached.id):
+                        return 0  # the copy goes, and all is as it was
                 source.leave(cached.id, freed)
                 was_open = cached.data_fd >= 0
                 cached.shut()
@@ -319,6 +352,10 @@ class Space:
                 copy = None
             self._metrics.add(DEMOTED_BYTES, freed)
             return freed
+        except OSError as error:
+            target.watch.failed(error)
+            _log.warning("%s: cannot be moved to %s: %s", cached.data_path, target.path, error)
+            return None
         finally:
             if copy is not None:
                 copy.discard()
@@ -342,7 +379,9 @@ class Space:
 
     def _run(self) -> None:
         while True:
-            self._wake.wait()
+            # What is in use when a quota is lowered leaves later, and nobody says when.
+            over = any(tier.used > tier.quota and tier.watch.readable for tier in self.tiers)
+            self._wake.wait(OVER_S if over else None)
             self._wake.clear()
             if self._stopping:
                 return
@@ -359,4 +398,4 @@ class Space:
             thread = self._thread
         self._wake.set()
         if thread is not None:
-            thread.join()
+            thread.join(_JOIN_S)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from raycache.blocks import ObjectVersion
 from raycache.errors import AccessDeniedError, SpecError, StoreBusyError
 from raycache.eviction import make_policy
+from raycache.metrics import Metrics
 from raycache.store import files, index, tmpfs
+from raycache.store.health import HANG_S
+from raycache.store.watching import Watch
 
 _PAGE = 4096
 _LOCK_NAME = "LOCK"
@@ -48,6 +52,9 @@ class TierUsage:
         quota: bytes it may use.
         used: bytes allocated to data and index files, with what is reserved for writes under way.
         files: number of objects in it.
+        state: healthy, unstable or down (see `health`).
+        since: when it became so, seconds since the epoch; None if it was never otherwise.
+        error: the last error of its device, or "".
     """
 
     medium: str
@@ -55,6 +62,9 @@ class TierUsage:
     quota: int
     used: int
     files: int
+    state: str = "healthy"
+    since: float | None = None
+    error: str = ""
 
 
 class Tier:
@@ -66,16 +76,16 @@ class Tier:
         AccessDeniedError: the directory cannot be written.
     """
 
-    def __init__(self, config: TierConfig, rank: int, policy: str) -> None:
+    def __init__(self, config: TierConfig, rank: int, policy: str, metrics: Metrics | None = None) -> None:
         self.rank = rank
         self.path = config.path.rstrip("/") or "/"
+        self.watch = Watch(self.path, metrics)
         self.lock = threading.Lock()
         self.used = 0
         self.files = 0
         self.secondary = make_policy(policy)
         self.primary = make_policy(policy)
-        self.evicting = threading.Lock()
-        """Held over the eviction of one object, so that two writers do not both evict for the same bytes."""
+        self._evicting = threading.Lock()
         try:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
             self._lock_fd = os.open(
@@ -133,6 +143,24 @@ class Tier:
         """Bytes down to which they are evicted."""
         return int(self.config.quota * self.config.low)
 
+    @contextlib.contextmanager
+    def evicting(self) -> Iterator[None]:
+        """Held over the eviction of one object, so that two writers do not both evict for the same bytes.
+
+        Whoever has held it for `HANG_S` seconds waits for a device, perhaps that of the tier below, and perhaps for
+        ever: the others then go on without him, and the worst that can happen is that too much is evicted.
+        """
+        lock = self._evicting
+        while not lock.acquire(timeout=HANG_S):
+            with self.lock:
+                if self._evicting is lock:
+                    self._evicting = threading.Lock()
+            lock = self._evicting
+        try:
+            yield
+        finally:
+            lock.release()
+
     def take(self, amount: int) -> bool:
         """Reserve bytes, if the quota allows."""
         with self.lock:
@@ -183,11 +211,15 @@ class Tier:
 
     def usage(self) -> TierUsage:
         """How full it is."""
+        state, since, error = self.watch.report()
         with self.lock:
-            return TierUsage(self.config.medium, self.path, self.config.quota, self.used, self.files)
+            return TierUsage(
+                self.config.medium, self.path, self.config.quota, self.used, self.files, state, since, error
+            )
 
     def close(self) -> None:
         """Let another process own the directory."""
+        self.watch.close()
         os.close(self._lock_fd)
 
     def remnants(self) -> list[Path]:
