@@ -21,7 +21,7 @@ import ray
 
 import raycache
 from raycache.actors import kv as keys
-from raycache.actors import loads, mount_reports, rows
+from raycache.actors import loads, mount_reports, rows, tier_reports
 from raycache.actors.answers import answered
 from raycache.actors.catalog import Catalog, Change, document_from_wire
 from raycache.actors.events import Events
@@ -272,7 +272,11 @@ class Coordinator:
             "workers": sum(seat.report is not None for seat in seats),
             "datasets": len(self._datasets),
             "loads": sum(not load.ended for load in self._loads.all()),
-            "problems": {seat.node.id: seat.trouble for seat in seats if seat.trouble},
+            "problems": {
+                seat.node.id: told
+                for seat in seats
+                if (told := seat.trouble or tier_reports.problem(seat.report))
+            },
         }
 
     # -- inside -------------------------------------------------------------------------------------------

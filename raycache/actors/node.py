@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from raycache.actors import cluster_state, host, volumes
+from raycache.actors import cluster_state, host, tier_reports, volumes
 from raycache.actors import kv as keys
 from raycache.actors.kv import Kv, get_json
 from raycache.actors.mounting import Mounter, NodeMounts, run_program
@@ -88,6 +88,7 @@ class NodeWorker:
             "failures": dict(self._failures),
             "mounts": self._mounts.report(),
             "memory": host.memory_size(),
+            "sick_tiers": tier_reports.sick({name: volume.store.usage() for name, volume in volumes.items()}),
         }
 
     def check(self, dataset: Mapping[str, Any]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raycache.actors import tier_reports
 from raycache.actors.assignment import Node, eligible
 from raycache.actors.catalog import Entry
 from raycache.spec import CacheRuntime, ResolvedDataset, Secret
@@ -148,4 +149,5 @@ def worker_row(
         "started": report["started"] if report else None,
         "reason": trouble,
         "metrics": dict((usage or {}).get("metrics", {})),
+        "tiers": tier_reports.of_worker(usage),
     }

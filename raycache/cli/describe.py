@@ -16,7 +16,7 @@ _INDENT = "  "
 _SIZES = re.compile(
     r"(?i)(^|_)(bytes|size|cached|capacity|quota|used|freed|weight)(_total|_cached)?$|^bytes_|(Size|Capacity)$"
 )
-_TIMES = re.compile(r"^(created|started|finished|time|updated|last_seen)(_at)?$")
+_TIMES = re.compile(r"^(created|started|finished|time|updated|last_seen|since)(_at)?$")
 _PERCENTAGES = re.compile(r"percentage$")
 _ACRONYMS = {
     "ufs": "UFS",

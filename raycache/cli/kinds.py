@@ -95,6 +95,14 @@ def _mounts(row: Row) -> str:
     return ",".join(path if state == "mounted" else f"{path} ({state})" for path, state in told)
 
 
+def _tiers(row: Row) -> str:
+    """`healthy`, or which are not and why."""
+    tiers = row.get("tiers") or ()
+    sick = [tier for tier in tiers if tier.get("state", "healthy") != "healthy"]
+    told = [f"{tier['medium']} of {tier['dataset']} {tier['state']} ({tier['error']})" for tier in sick]
+    return ", ".join(told) or ("healthy" if tiers else "")
+
+
 _NAME = Column("NAME", _text("name"))
 _AGE = Column("AGE", lambda row: age(row.get("created")))
 _NAMESPACE = Column("NAMESPACE", _text("namespace"), wide=True)
@@ -153,6 +161,7 @@ KINDS = (
             Column("PID", _text("pid"), wide=True),
             Column("NODE ID", _text("node_id"), wide=True),
             Column("MOUNTS", _mounts, wide=True),
+            Column("TIERS", _tiers, wide=True),
         ),
     ),
     Kind("secrets", "secret", "Secret", (), (_NAME, Column("KEYS", _text("keys")), _AGE, _NAMESPACE)),

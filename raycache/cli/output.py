@@ -70,8 +70,8 @@ def _one_line(text: str) -> str:
 
 
 _COLOURS = {
-    "green": ("Bound", "Complete", "up", "ready", "running"),
-    "yellow": ("Pending", "Executing", "NotReady", "draining", "starting"),
+    "green": ("Bound", "Complete", "up", "ready", "running", "healthy"),
+    "yellow": ("Pending", "Executing", "NotReady", "draining", "starting", "unstable"),
     "red": ("Failed", "down", "dead"),
 }
 _PHASES = re.compile(

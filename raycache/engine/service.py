@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from raycache import wire
@@ -60,10 +61,7 @@ class EngineService:
             hit, missed = self._engine.reads(volume.dataset.name)
             datasets[volume.dataset.name] = {
                 "generation": volume.dataset.generation,
-                "tiers": [
-                    {"medium": t.medium, "path": t.path, "quota": t.quota, "used": t.used, "files": t.files}
-                    for t in volume.store.usage()
-                ],
+                "tiers": [asdict(tier) for tier in volume.store.usage()],
                 "primary_bytes": sum(o.bytes_cached for o in objects if not o.secondary),
                 "secondary_bytes": sum(o.bytes_cached for o in objects if o.secondary),
                 "objects": len(objects),
