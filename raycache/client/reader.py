@@ -152,21 +152,24 @@ class ObjectReader:
         ):
             self.tally.read += length
             return view
-        with self._lock:
-            self._begin_slowly(offset, length)
-            end = offset + length
-            with self._forget_if_stale():
-                if not self._bypass and all(
-                    self._bring(self.version.blocks_of(start, upto - start), end)
-                    for start, upto in _windows(offset, end)
-                ):
-                    view = self.view_at(offset, length)
-                    if view is not None:
-                        self.tally.read += length
-                        return view
+        if self.fetch(offset, length) and (view := self.view_at(offset, length)) is not None:
+            self.tally.read += length
+            return view
         buffer = bytearray(length)
         self.readinto_at(offset, memoryview(buffer))
         return memoryview(buffer).toreadonly()
+
+    def fetch(self, offset: int, length: int) -> bool:
+        """Have bytes in the node's cache, waiting for them if they must be fetched; False where it cannot hold them.
+        Raises as `read_at`."""
+        end = offset + self._clip(offset, length)
+        with self._lock:
+            self._begin_slowly(offset, end - offset)
+            with self._forget_if_stale():
+                return not self._bypass and all(
+                    self._bring(self.version.blocks_of(start, upto - start), end)
+                    for start, upto in _windows(offset, end)
+                )
 
     def complete_local(self) -> LocalFile | None:
         """The local file if it is complete by now; nothing is fetched. It stays this reader's, and its lease too."""

@@ -23,6 +23,7 @@ from raycache.fuse.buffers import Buffers
 from raycache.fuse.completion import Completion
 from raycache.fuse.handles import Handle, Handles, IoModeError
 from raycache.fuse.inodes import Node
+from raycache.fuse.mapped import LEAST, Mapping
 from raycache.fuse.protocol import Open, replies
 from raycache.fuse.session import Deferred, Reply
 from raycache.store import LocalFile
@@ -47,14 +48,22 @@ support, a data file on a stacked filesystem."""
 class Stream:
     """A file that is read from here: the `state` of its handle."""
 
-    __slots__ = ("completing", "reader", "slow", "taken")
+    __slots__ = ("_mapping", "completing", "reader", "slow", "taken")
 
     def __init__(self, reader: ObjectReader) -> None:
         self.reader = reader
         self.taken = 0
         self.completing = False
+        self._mapping: tuple[LocalFile, Mapping | None] | None = None
         self.slow = False
         """Whether a read has had to wait: then one may be waiting still, whose program was killed."""
+
+    def mapping_of(self, local: LocalFile) -> Mapping | None:
+        """The local file, mapped, if that is the way to read it. Raises OSError."""
+        known = self._mapping
+        if known is None or known[0] is not local:  # two threads may make one each
+            known = self._mapping = (local, Mapping.of(local))
+        return known[1]
 
 
 class Serving:
@@ -230,20 +239,40 @@ class Serving:
             return b""
         self.reads += 1
         self._note(stream, length)
-        local = reader.ready(offset, length)
-        if local is not None:
-            buffer = self._buffers.take()
-            try:
-                if local.preadv_into(offset, buffer.view[:length]) == length:
-                    reader.tally.read += length
-                    return buffer.reply(length)
-            except OSError as error:  # the disk under it failed: the reader knows other ways
-                log.info("%s: %s", node.info.path, error)
-            buffer.discard()
+        reply = self._read_ready(stream, offset, length)
+        if reply is not None:
+            return reply
         stream.slow = True
-        return Deferred(lambda: self._read_slowly(reader, offset, length))
+        return Deferred(lambda: self._read_slowly(stream, offset, length))
 
-    def _read_slowly(self, reader: ObjectReader, offset: int, length: int) -> Reply:
+    def _read_ready(self, stream: Stream, offset: int, length: int) -> Reply | None:
+        """The reply to a READ that has to wait for nobody; None for any other."""
+        reader = stream.reader
+        local = reader.ready(offset, length)
+        if local is None:
+            return None
+        buffer = None
+        try:
+            mapping = stream.mapping_of(local) if length >= LEAST else None
+            if mapping is not None:
+                reader.tally.read += length
+                return mapping.reply(offset, length)
+            buffer = self._buffers.take()
+            if local.preadv_into(offset, buffer.view[:length]) == length:
+                reader.tally.read += length
+                return buffer.reply(length)
+        except OSError as error:  # the disk under it failed: the reader knows other ways
+            log.info("%s: %s", reader.version.path, error)
+        if buffer is not None:
+            buffer.discard()
+        return None
+
+    def _read_slowly(self, stream: Stream, offset: int, length: int) -> Reply:
+        reader = stream.reader
+        if length >= LEAST and reader.fetch(offset, length):
+            reply = self._read_ready(stream, offset, length)
+            if reply is not None:
+                return reply
         buffer = self._buffers.take()
         try:
             reader.readinto_at(offset, buffer.view[:length])
