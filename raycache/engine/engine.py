@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import crc32c
 
 from raycache import metrics as m
-from raycache.blocks import FileInfo, ObjectVersion
+from raycache.blocks import FileInfo, ObjectVersion, runs
 from raycache.engine.fetch import FETCH_SIZE, STORE_PARALLEL, Fetched, Fetcher
 from raycache.engine.metadata import Dated, ttl_from_wire
 from raycache.engine.peers import Peers
@@ -75,6 +75,7 @@ class Engine:
     def attach(self, dataset: ResolvedDataset, store: LocalStore) -> None:
         """Begin to serve a dataset from `store`, which the engine closes with it. Replaces an older attachment."""
         volume = Volume(dataset, store, self.peers, self.metrics)
+        store.mend_with(self._mend)
         with self._lock:
             former = self._volumes.get(dataset.name)
             self._volumes[dataset.name] = volume
@@ -301,7 +302,7 @@ class Engine:
         """Check blocks of the local store against their CRC32C, because somebody received a damaged one.
 
         Returns:
-            Those that are bad. They have been dropped, and are fetched again when somebody wants them.
+            Those that are bad. They have been dropped, and are on their way again.
 
         Raises:
             CacheFullError: the tier is down, or cannot even write that the block is dropped.
@@ -310,7 +311,20 @@ class Engine:
         if not any(store.contains(version)):
             return ()
         with store.fill(version, secondary=True) as filling:  # primary stays primary
-            return tuple(filling.recheck(blocks))
+            bad = tuple(filling.recheck(blocks))
+        for run in runs(list(bad), len(bad)):
+            self._mend(version, run)
+        return bad
+
+    def _mend(self, version: ObjectVersion, blocks: range) -> None:
+        """Send for blocks that were found damaged and dropped: somebody may have the file mapped, and sees the damage
+        until the right bytes are written over it."""
+        try:
+            volume = self.volume(version.dataset)
+            with volume.fill(version) as filling:
+                self._fetcher.request(volume, version, blocks, filling)
+        except RaycacheError as error:
+            log.warning("damaged blocks %s of %s are not fetched now: %s", blocks, version.path, error)
 
     def open_local(self, version: ObjectVersion, hit: bool = True) -> LocalFile | None:
         """A leased view of the object's local file, if there is one.

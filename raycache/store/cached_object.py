@@ -37,6 +37,11 @@ class Claim:
     paid: bool = False
 
 
+class Contradiction(Exception):
+    """What should be put into a sealed file in place of a damaged block is not what its checksum says. Never leaves the
+    store."""
+
+
 @dataclass(eq=False, slots=True)
 class Pin:
     """What an open `Filling` holds on an object: the object as such, and the blocks it has been asked about."""
@@ -117,6 +122,8 @@ class CachedObject:
         flags = index.SECONDARY if self.secondary else 0
         if self.sealed:
             flags |= index.SEALED
+            if index.ABSENT in self.states:
+                flags |= index.QUARANTINED
         if self.complete:
             flags |= index.COMPLETE
         return flags
@@ -260,6 +267,7 @@ class CachedObject:
         Raises:
             IntegrityError: a block is present with other bytes: two fetches of one version that differ.
             CacheFullError: the object is gone.
+            Contradiction: the file has been complete, and held other bytes than these.
         """
         self.enter_io()
         while not self.busy.isdisjoint(blocks):
@@ -280,6 +288,9 @@ class CachedObject:
         if not wanted:
             self.leave_io()
             return None
+        if self.sealed and crcs is not None and any(self.crcs[i] != crcs[i - blocks.start] for i in wanted):
+            self.leave_io()
+            raise Contradiction
         fresh, need = self._charge(wanted)
         self.busy.update(wanted)
         return Claim(wanted, fresh, need)
@@ -348,10 +359,16 @@ class CachedObject:
         return part
 
     def set_state(self, block: int, state: int) -> None:
-        """Change one block's state, in the index first. Raises OSError."""
+        """Change one block's state, in the index first. Raises OSError.
+
+        A block of a sealed file that becomes absent is in quarantine: no hole is punched, so that who has the file
+        mapped sees the same bytes as before, until the right ones are written over them.
+        """
         assert self.header is not None
         old = self.states[block]
-        if old == index.VERIFIED and self.complete:
+        if self.sealed and state == index.ABSENT:
+            index.write_flags(self.index_fd, self.flags & ~index.COMPLETE | index.QUARANTINED)
+        elif old == index.VERIFIED and self.complete:
             index.write_flags(self.index_fd, self.flags & ~index.COMPLETE)
         index.write_states(self.index_fd, self.header, block, bytes([state]))
         self.states[block] = state

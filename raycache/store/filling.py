@@ -14,7 +14,7 @@ from raycache.blocks import runs
 from raycache.errors import CacheFullError, IntegrityError
 from raycache.metrics import CORRUPT_BLOCKS, Metrics
 from raycache.store import files, index, opening
-from raycache.store.cached_object import CachedObject, Claim, Pin
+from raycache.store.cached_object import CachedObject, Claim, Contradiction, Pin
 from raycache.store.receiving import Receiver
 from raycache.store.space import NoRoom, Space
 
@@ -156,7 +156,8 @@ class Filling:
             IntegrityError: wrong length; bytes that do not match `crcs`; or other bytes are present under the
                 same version.
             CacheFullError: nothing more can be evicted, or the device is full or failing, or has been. All blocks
-                that were absent are absent still.
+                that were absent are absent still. Or the file has been complete, and the bytes are not those that it
+                held: it is unlinked, because somebody may have it mapped.
         """
         if not blocks:
             return []
@@ -168,7 +169,14 @@ class Filling:
         for attempt in range(_ATTEMPTS):
             with cached.cond:
                 self._pin.touch(blocks)
-                claim = cached.claim(blocks, sums)
+                try:
+                    claim = cached.claim(blocks, sums)
+                except Contradiction:
+                    self._space.disown(cached)
+                    raise CacheFullError(
+                        "the cached file is given up: what it held is not what the store holds",
+                        where=cached.version.path,
+                    ) from None
             if claim is None:
                 return sums
             tier = cached.tier

@@ -40,6 +40,9 @@ COMPLETE = 2
 """Flag: all blocks are verified."""
 SEALED = 4
 """Flag: the file has been complete. Somebody may have mapped it: never punch a hole into it again."""
+QUARANTINED = 8
+"""Flag: a block of a sealed file was found damaged, and is absent until it has been fetched again and put in its place.
+It tells readers who knew the file as complete to look at the states again."""
 
 # magic, layout, flags, block size, object size, blocks, where the states begin, length of the JSON, boot id,
 # object id, CRC32C of header and JSON (with flags, boot id and this field zero), reserved
@@ -56,7 +59,7 @@ class Header:
 
     Args:
         object_id: 16 bytes.
-        flags: SECONDARY, COMPLETE, SEALED.
+        flags: SECONDARY, COMPLETE, SEALED, QUARANTINED.
         block_size: bytes per block.
         size: bytes of the object.
         blocks: number of blocks.

@@ -24,7 +24,7 @@ class LocalFile:
 
     Attributes:
         version: the object version.
-        path: the data file; as long as the object, whole once `complete`.
+        path: the data file; as long as the object, whole while `complete`.
     """
 
     __slots__ = ("_boot", "_complete", "_fd", "_index", "_map", "_size", "_states_at", "path", "version")
@@ -58,22 +58,31 @@ class LocalFile:
 
     @property
     def complete(self) -> bool:
-        """Whether every block is here and verified. Once true it stays true."""
-        if not self._complete and self._index is not None:
-            # The boot id first: adoption resets flags and states before it writes the new one.
-            self._complete = self._index[index.BOOT_SLICE] == self._boot and bool(
-                self._index[index.FLAGS_BYTE] & index.COMPLETE
-            )
+        """Whether every block is here and verified. Once true it stays true, also through a restart of the writer, but
+        for the time in which a block that was found damaged is in quarantine."""
+        entries = self._index
+        if entries is None:
+            return self._complete
+        if self._complete:
+            return not entries[index.FLAGS_BYTE] & index.QUARANTINED
+        # The boot id first: adoption resets flags and states before it writes the new one.
+        self._complete = entries[index.BOOT_SLICE] == self._boot and bool(
+            entries[index.FLAGS_BYTE] & index.COMPLETE
+        )
         return self._complete
 
     def has(self, blocks: range) -> bool:
         """Whether all these blocks (adjacent, inside the object) are here and verified."""
-        if self._complete or not blocks:
+        if self.complete or not blocks:
             return True
         if self._index is None or self._index[index.BOOT_SLICE] != self._boot:
             return False
         start = self._states_at + blocks.start
-        return self._index[start : start + len(blocks)].count(index.VERIFIED) == len(blocks)
+        states = self._index[start : start + len(blocks)]
+        if self._complete:
+            # What is not in quarantine stays good, also what a new writer has yet to look at.
+            return index.ABSENT not in states
+        return states.count(index.VERIFIED) == len(blocks)
 
     def cached_bytes(self) -> int:
         """Bytes of the blocks that are here and verified."""
@@ -94,7 +103,7 @@ class LocalFile:
         """
         if offset + length > self._size:
             length = max(self._size - offset, 0)
-        if not self._complete:
+        if not self.complete:
             self._require(offset, length)
         if length > _SYSCALL_LIMIT:
             buffer = bytearray(length)
@@ -109,7 +118,7 @@ class LocalFile:
             IntegrityError: a block of the range is not here.
         """
         length = min(len(buffer), max(self._size - offset, 0))
-        if not self._complete:
+        if not self.complete:
             self._require(offset, length)
         if length == 0:
             return 0
@@ -124,7 +133,7 @@ class LocalFile:
         Raises:
             IntegrityError: a block of the range is not here.
         """
-        if not self._complete:
+        if not self.complete:
             self._require(offset, length)
         if self._size == 0:
             return memoryview(b"")
@@ -147,7 +156,7 @@ class LocalFile:
         self._map = None
 
     def _require(self, offset: int, length: int) -> None:
-        if not self.complete and not self.has(self.version.blocks_of(offset, length)):
+        if not self.has(self.version.blocks_of(offset, length)):
             raise IntegrityError(
                 f"bytes {offset} to {offset + length} are not in the local store",
                 where=f"{self.version.dataset}/{self.version.path}",

@@ -14,6 +14,7 @@ from raycache.store.cached_object import CachedObject, Pin
 from raycache.store.filling import Filling
 from raycache.store.local_file import LocalFile, StoreView
 from raycache.store.registry import Registry
+from raycache.store.scrubbing import Scrubber
 from raycache.store.space import Space
 from raycache.store.tiers import Tier, TierConfig, TierUsage
 
@@ -46,7 +47,8 @@ class LocalStore:
         tiers: fastest first; each with a directory of its own.
         policy: "sieve" or "lru".
         metrics: counts evicted and demoted bytes and corrupt blocks.
-        background: evict in a thread of its own when a tier is above its high watermark. Else the writer does it.
+        background: evict in a thread of its own when a tier is above its high watermark, and look through the disks
+            for blocks that have rotted in another. Else the writer evicts, and nobody looks.
 
     Raises:
         SpecError: no tiers, an unknown policy, or a quota larger than its filesystem.
@@ -82,6 +84,13 @@ class LocalStore:
         self.paths = tuple(tier.path for tier in opened)
         self._view = StoreView(self.paths)
         self._closed = False
+        self._scrubber = Scrubber(self._space, self.metrics)
+        if background:
+            self._scrubber.start()
+
+    def mend_with(self, mend: Callable[[ObjectVersion, range], None]) -> None:
+        """Say who fetches blocks that were found damaged in a file that somebody may have mapped (see `Scrubber`)."""
+        self._scrubber.mend = mend
 
     def fill(self, version: ObjectVersion, secondary: bool = False) -> Filling:
         """Open an object version for filling; use it as a context manager.
@@ -222,6 +231,7 @@ class LocalStore:
         """
         if not self._closed:
             self._closed = True
+            self._scrubber.stop()
             self._space.stop()
             self._registry.retire()
             for tier in self._space.tiers:

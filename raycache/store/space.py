@@ -214,6 +214,12 @@ class Space:
             _log.warning("%s: cannot be removed: %s", cached.data_path, error)
             return 0
 
+    def disown(self, cached: CachedObject) -> None:
+        """Unlink an object though it is in use: readers keep what they have open. Its `cond` is held, and it is not
+        being moved."""
+        if not cached.gone and cached.tier is not None and moving.clear(cached.tier, cached.id):
+            self.registry.forget(cached)
+
     def _trim(self, cached: CachedObject, tier: Tier, want: int) -> int:
         """Punch some blocks out of an incomplete object that is much larger than what is wanted; bytes freed."""
         with cached.cond:
