@@ -131,7 +131,9 @@ class Stub:
             wanted = HAS_RESEND | (PASSTHROUGH if self.config.get("passthrough") else 0)
             flags = BIG_WRITES | MAX_PAGES | INIT_EXT
             depth = 1 if self.config.get("passthrough") else 0
-            return INIT_OUT.pack(7, minor, 16 << 20, flags, 16, 12, 1 << 20, 1, 256, 0, wanted & flags2, depth)
+            return INIT_OUT.pack(
+                7, minor, 16 << 20, flags, 16, 12, 1 << 20, 1, 256, 0, wanted & flags2, depth
+            )
         if opcode == LOOKUP:
             name = body[:-1].decode()
             if name not in self.names:
