@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 
 from raycache.blocks import ObjectVersion
@@ -12,6 +13,9 @@ from raycache.fuse.inodes import Node
 from raycache.fuse.protocol import replies
 
 PREFIX = "user.raycache."
+
+_ENDPOINT = re.compile(r"(?P<store>[^?]*)(?P<endpoint>\?endpoint=https?://[^/]*)/(?P<key>.*)", re.DOTALL)
+"""What identifies an object of a store with an endpoint: the bucket, the endpoint, the object's key."""
 
 
 class Xattrs:
@@ -27,7 +31,7 @@ class Xattrs:
         self._dataset = dataset
         self._of_files: dict[str, Callable[[ObjectVersion], str]] = {
             "version": lambda version: version.tag,
-            "source": lambda version: version.store,
+            "source": lambda version: _address(version.store),
             "cached_bytes": lambda version: str(self._cached_bytes(version)),
         }
 
@@ -55,6 +59,15 @@ class Xattrs:
             return 0
         with local:
             return local.cached_bytes()
+
+
+def _address(store: str) -> str:
+    """An object's identity as a URL, the key before the endpoint.
+
+    (An endpoint with a path in it cannot be told from the key, and takes that path along.)
+    """
+    parts = _ENDPOINT.fullmatch(store)
+    return f"{parts['store']}/{parts['key']}{parts['endpoint']}" if parts is not None else store
 
 
 def _fitted(value: bytes, size: int) -> bytes:
