@@ -17,6 +17,7 @@ _SIZES = re.compile(
     r"(?i)(^|_)(bytes|size|cached|capacity|quota|used|freed|weight)(_total|_cached)?$|^bytes_|(Size|Capacity)$"
 )
 _TIMES = re.compile(r"^(created|started|finished|time|updated|last_seen|since)(_at)?$")
+_DURATIONS = re.compile(r"(?i)ttl$")
 _PERCENTAGES = re.compile(r"percentage$")
 _ACRONYMS = {
     "ufs": "UFS",
@@ -30,8 +31,10 @@ _ACRONYMS = {
 }
 
 
-_VERBATIM = frozenset({"options", "labels", "annotations", "nodeSelector", "node_selector", "secret_options"})
-"""Mappings whose keys are the user's own words."""
+_VERBATIM = frozenset(
+    {"options", "labels", "annotations", "nodeSelector", "node_selector", "secret_options", "problems"}
+)
+"""Mappings whose keys are the user's own words, or what nodes are called."""
 
 
 def description(data: Mapping[str, Any], indent: str = "") -> list[str]:
@@ -99,6 +102,8 @@ def _cell(key: str, value: Any) -> str:
 
 
 def _scalar(key: str, value: Any) -> str:
+    if key == "path" and value == "":
+        return "/"  # of the only mount of a dataset
     if value is None or value == "" or (isinstance(value, Mapping | list | tuple) and not value):
         return NONE
     if isinstance(value, bool):
@@ -113,6 +118,8 @@ def _scalar(key: str, value: Any) -> str:
 def _number(key: str, value: float) -> str:
     if _TIMES.search(key) and value > 0:
         return f"{timestamp(value)} ({age(value, time.time())} ago)"
+    if _DURATIONS.search(key):
+        return f"{value:g}s"
     if _PERCENTAGES.search(key):
         return percentage(value)
     if _SIZES.search(key):

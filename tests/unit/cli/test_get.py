@@ -224,6 +224,23 @@ def test_describe_lays_out_what_it_gets(backend: FakeBackend) -> None:
     assert json.loads(invoke(backend, "describe", "ds/imagenet", "-o", "json").stdout)["name"] == "imagenet"
 
 
+def test_describe_writes_nodes_roots_and_durations_as_they_are(backend: FakeBackend) -> None:
+    backend.fake.descriptions["datasets", "ds"] = {
+        "resolved": {"mounts": [{"path": "", "uri": "s3://b"}], "metadata_ttl": 30.0, "mount_path": ""},
+        "problems": {"abcdef0123": "no room"},
+    }
+    assert invoke(backend, "describe", "ds", "ds").stdout.splitlines() == [
+        "Resolved:",
+        "  Mounts:",
+        "    PATH   URI",
+        "    /      s3://b",
+        "  Metadata TTL:  30s",
+        "  Mount Path:    <none>",
+        "Problems:",
+        "  abcdef0123:  no room",
+    ]
+
+
 def test_describe_needs_a_name(backend: FakeBackend) -> None:
     result = invoke(backend, "describe", "dataset")
     assert result.exit_code == 2
