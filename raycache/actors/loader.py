@@ -215,7 +215,7 @@ class Load:
             wanted = holders if target.replicas == "all" else target.replicas
             if wanted > holders:
                 raise OperationFailedError(
-                    f"{wanted} copies are wanted and {holders} nodes hold the dataset",
+                    f"{wanted} copies are wanted and {_nodes(holders)} the dataset",
                     where=f"{self._dataset}/{target.path.strip('/')}",
                     hint="lower replicas, or raise those of the CacheRuntime",
                 )
@@ -359,6 +359,10 @@ class Load:
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise Cancelled("the load was deleted while it ran", where=self._dataset)
+
+
+def _nodes(count: int) -> str:
+    return "1 node holds" if count == 1 else f"{count} nodes hold"
 
 
 def _reason(error: RaycacheError) -> str:

@@ -176,7 +176,8 @@ def _chain(profile: str | None, config: dict[str, Any], where: str) -> Boto3Cred
     from obstore.auth.boto3 import Boto3CredentialProvider
 
     hint = (
-        'give accessKeyId and secretAccessKey in encryptOptions, or `anonymous: "true"` for a public bucket'
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the option `profile` (of a spec: accessKeyId and"
+        " secretAccessKey in encryptOptions); for a public bucket, the option `anonymous=true`"
     )
     try:
         session = boto3.session.Session(profile_name=profile)
