@@ -308,7 +308,7 @@ def start(
 
     Returns:
         `ray_address`, whether it is a local cluster that a `start` started (`local`), numbers of `nodes` and
-        `workers`, and `problems` by node.
+        `workers`, `problems` by node, and whether it ran `already`.
 
     Raises:
         ClusterUnavailableError: no cluster at `ray_address`, or no worker could start on it; says why.

@@ -88,7 +88,7 @@ def start(tiers: Sequence[TierSpec] | None, timeout_s: float) -> dict[str, Any]:
         timeout_s: longest wait for the nodes' workers.
 
     Returns:
-        Numbers of `nodes` and `workers`.
+        Numbers of `nodes` and `workers`, and whether it ran `already`.
 
     Raises:
         ClusterUnavailableError: the coordinator, or no worker at all, could start; says why.
@@ -107,7 +107,7 @@ def start(tiers: Sequence[TierSpec] | None, timeout_s: float) -> dict[str, Any]:
             where=f"node {node[:12]}",
             hint="`raycache stop` undoes what was started",
         )
-    return result
+    return {**result, "already": running}
 
 
 def stop(purge: bool) -> dict[str, Any]:

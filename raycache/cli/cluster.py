@@ -46,7 +46,10 @@ def start(
     """Start raycache on a Ray cluster, or on a new local one."""
     tiers = [tier_of(text) for text in tier or ()] or None
     result = common.backend(ctx).start(common.address(ctx, address), tiers=tiers, num_cpus=num_cpus)
-    _show("raycache is started", result, output)
+    headline = "raycache runs already" if result.get("already") else "raycache is started"
+    if output in (Format.TABLE, Format.WIDE):
+        result = {key: value for key, value in result.items() if key != "already"}
+    _show(headline, result, output)
 
 
 def tier_of(text: str) -> TierSpec:

@@ -112,6 +112,7 @@ class FakeBackend(Backend):
         super().__init__()
         self.fake = FakeAdmin()
         self.up = up
+        self.already = False
         self.addresses: list[str | None] = []
         self.started: dict[str, Any] | None = None
         self.stopped: dict[str, Any] | None = None
@@ -131,7 +132,7 @@ class FakeBackend(Backend):
         self.addresses.append(address)
         self.up = True
         self.started = options
-        return {"ray_address": "127.0.0.1:6399", "workers": 3}
+        return {"ray_address": "127.0.0.1:6399", "workers": 3, "already": self.already}
 
     def stop(self, address: str | None, **options: Any) -> dict[str, Any]:
         self.stopped = options

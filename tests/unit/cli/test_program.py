@@ -142,6 +142,9 @@ def test_start() -> None:
     )
     assert (disk.medium, disk.path, disk.quota, disk.quota_ratio) == ("SSD", "/mnt/a:b", None, 0.4)
     assert json.loads(invoke(backend, "start", "-o", "json").stdout)["workers"] == 3
+    backend.already = True
+    told = invoke(backend, "start").stdout.splitlines()
+    assert (told[0], len(told)) == ("raycache runs already", 3)
     assert backend.started["tiers"] is None
 
 
