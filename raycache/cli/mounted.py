@@ -23,14 +23,26 @@ def served(mount: MountStatus) -> str:
 
 def in_use(mount: MountStatus) -> bool:
     """Whether what is mounted can be used."""
-    return mount.state in ("starting", "serving", "restarting", "unknown")
+    return not mount.details.get("problem") and mount.state in (
+        "starting",
+        "serving",
+        "restarting",
+        "unknown",
+    )
+
+
+def comes_back(mount: MountStatus) -> bool:
+    """Whether a mount that was unmounted is one that workers keep, for `mountPath` in a spec."""
+    return bool(mount.mount.get("kept"))
 
 
 def farewell(mount: MountStatus) -> str:
     """What an unmount did."""
     if mount.state != "detached":
         return f"{mount.mountpoint} is unmounted"
-    still = mount.details.get("open") or "some"
+    still = mount.details.get("open")
+    if not still:  # the kernel tells nobody of a working directory
+        return f"{mount.mountpoint} is unmounted; it is still in use (an open file or a working directory)"
     return f"{mount.mountpoint} is unmounted; {still} open file(s) of it are served until they are closed"
 
 
@@ -49,6 +61,7 @@ def row(mount: MountStatus) -> dict[str, Any]:
         "supervisor_pid": mount.supervisor_pid or None,
         "server_pid": mount.server_pid or None,
         "error": mount.error,
+        "problem": details.get("problem") or "",
         "last_exit": mount.mount.get("last_exit"),
         "device": mount.mount.get("device"),
         "readahead_kib": mount.mount.get("readahead_kib"),

@@ -139,6 +139,10 @@ class Client:
             )
         return dataset
 
+    def knows(self, dataset: str) -> bool:
+        """Whether there is a dataset of that name, as far as this process has heard. Asks nobody."""
+        return dataset in self._datasets
+
     def info(self, dataset: str, path: str = "") -> FileInfo:
         """The entry at a path of a dataset.
 

@@ -19,7 +19,7 @@ from raycache.membership import Membership
 from raycache.spec import ResolvedDataset
 from raycache.ufs import DatasetSource
 
-__all__ = ["check", "client_for", "cluster_config", "embedded_config", "ownership_of"]
+__all__ = ["check", "client_for", "cluster_config", "embedded_config", "ownership_of", "problem_of"]
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,11 @@ def check(config: Mapping[str, Any]) -> list[str]:
         return []
     with closing(DatasetSource(ResolvedDataset.from_wire(config["dataset"]))) as source:
         return [f"there is nothing (yet) in {uri}; is it the right place?" for uri in source.check()]
+
+
+def problem_of(client: Client, dataset: str) -> str:
+    """What is wrong with a mount that answers, as far as is known; "" if nothing is. Asks nobody."""
+    return "" if client.knows(dataset) else "the dataset has been deleted"
 
 
 def ownership_of(config: Mapping[str, Any]) -> Ownership:

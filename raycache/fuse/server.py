@@ -43,6 +43,9 @@ STUCK_S = 900.0
 """Seconds after which a request that is still not answered means that its thread hangs: longer than any read may take
 with all retries of workers and store."""
 
+LOOK_S = 5.0
+"""Seconds between two looks whether the cluster still has the dataset, of a mount that nobody reads."""
+
 AGREED = "agreed.json"
 """File of the state directory: what INIT agreed on. It comes once per mount, not once per server."""
 
@@ -77,7 +80,7 @@ class Server:
             self._no_passthrough = "passthrough is switched off for this mount"
         self._warnings = [] if number else reach.check(config)
         self._client: Client = reach.client_for(config, first=number == 0)
-        dataset = config["dataset"]["name"]
+        self._dataset = dataset = str(config["dataset"]["name"])
         self._journal, state = Journal.open(os.path.join(directory, statefiles.JOURNAL), generation=number)
         self._inodes = Inodes(state, self._journal.add)
         self._handles = Handles(self._inodes, state, self._journal.add)
@@ -105,8 +108,10 @@ class Server:
         gc.freeze()  # what is loaded stays: a full collection needs not look at it, and a fork shares it
         beat = threading.Thread(target=self._beat, name="raycache-fuse-beat", daemon=True)
         listen = threading.Thread(target=self._listen, name="raycache-fuse-supervisor", daemon=True)
+        watch = threading.Thread(target=self._watch, name="raycache-fuse-watch", daemon=True)
         beat.start()
         listen.start()
+        watch.start()
         unmounted = self._session.run()
         self._ended.set()
         self._serving.close()
@@ -165,10 +170,16 @@ class Server:
             if self._ended.wait(BEAT_S):
                 return
 
+    def _watch(self) -> None:
+        # Not the beat's business: a cluster that does not answer is waited for.
+        while not self._ended.wait(LOOK_S):
+            self._client.peers.refresh(wait=False)
+
     def _status(self, oldest_s: float, requests: int) -> dict[str, Any]:
         return {
             "pid": os.getpid(),
             "warnings": self._warnings,
+            "problem": reach.problem_of(self._client, self._dataset),
             "passthrough": self._serving.passthrough,
             "reason": self._serving.reason,
             "requests": requests,

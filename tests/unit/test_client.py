@@ -24,6 +24,7 @@ from raycache.errors import (
     UnderStoreError,
     WorkerUnavailableError,
 )
+from raycache.fuse.reach import problem_of
 from raycache.membership import Membership
 from tests.conftest import s3_mount_options
 from tests.support.embedded import (
@@ -389,7 +390,9 @@ def test_a_dataset_that_was_deleted_under_an_open_reader(cache: Embedded) -> Non
         store = cache.engine.detach("ds")
         assert store is not None
         store.close()
+        assert problem_of(cache.client, "ds") == ""
         cache.client._update(ClusterState(Membership(), {}))
+        assert problem_of(cache.client, "ds") == "the dataset has been deleted"
         with pytest.raises(DatasetNotFoundError, match="has been deleted"):
             reader.read_at(0, SIZE)
 
