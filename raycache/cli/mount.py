@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from raycache.cli import attend, common, mounted
 from raycache.cli.failures import Exit, warn
 from raycache.cli.output import Format, print_data, print_lines, table
-from raycache.errors import SpecError
+from raycache.errors import DatasetNotFoundError, SpecError
 
 if TYPE_CHECKING:
     from raycache.cli.backend import Backend
@@ -228,6 +229,18 @@ def _of_cluster(
     from raycache.cli.mountspec import as_wished
     from raycache.settings import Settings
 
+    if "/" in name or name in (".", ".."):
+        raise SpecError(
+            "that is not a dataset's name",
+            where=name,
+            hint=f"of a directory, write file://{os.path.abspath(name)}; of a bucket, s3://bucket/prefix",
+        )
+    if wishes.of_the_spec():  # said before anybody looks for a cluster: perhaps none is meant
+        raise SpecError(
+            "that is for a mount of a URI: here, the dataset's spec says it",
+            where=", ".join(wishes.of_the_spec()),
+            hint=f"change the spec of dataset {name}; if it is a bucket, write s3://{name}",
+        )
     if wishes.of_the_cache():
         raise SpecError(
             "the cluster's workers cache",
@@ -262,7 +275,9 @@ def _pick(datasets: list[ResolvedDataset], filename: str, name: str) -> Resolved
             hint=f"raycache mount {names[0]} PATH -f {filename}",
         )
     if name and name not in names:
-        raise SpecError(f"no dataset {name!r}", where=filename, hint=f"there are: {', '.join(names)}")
+        raise DatasetNotFoundError(
+            f"no dataset {name!r}", where=filename, hint=f"there are: {', '.join(names)}"
+        )
     return datasets[names.index(name) if name else 0]
 
 
@@ -307,7 +322,8 @@ def _show(ctx: typer.Context, backend: Backend, words: Sequence[str], options: S
         print_data(rows[0] if words else rows, form)
     elif rows:
         print_lines(table(rows, mounted.COLUMNS, wide=form is Format.WIDE))
-        print_lines(f"{row['mountpoint']}: {row['error']}" for row in rows if row["error"])
+        troubles = [(row["mountpoint"], row[key]) for row in rows for key in ("error", "problem") if row[key]]
+        print_lines(f"{point}: {trouble}" for point, trouble in troubles)
         for one in found if debug else ():
             print_lines(["", f"{one.mountpoint}, log:", *backend.log_of(one).splitlines()])
     else:
@@ -334,3 +350,8 @@ def unmount(
 
     after = common.backend(ctx).unmount(path, force=force, timeout_s=parse_duration(timeout))
     print_lines([mounted.farewell(after)])
+    if mounted.comes_back(after):
+        warn(
+            f"a worker of the cluster will mount it again: take `mountPath` out of the spec of dataset {after.source}"
+            " to be rid of it"
+        )

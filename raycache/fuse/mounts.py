@@ -11,11 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raycache import errors, mountinfo
-from raycache.errors import MountBusyError, MountError, NotMountedError, RaycacheError
+from raycache.errors import MountBusyError, MountError, NotFoundError, NotMountedError, RaycacheError
 from raycache.fuse import device, statedirs, statefiles, supervisor
 from raycache.fuse.device import KIND, Health
 from raycache.fuse.statedirs import MountStatus, real_mountpoint, roots
@@ -74,6 +74,7 @@ def start(
 
     Raises:
         MountBusyError: something is there already; it says what.
+        NotFoundError: there is no such directory.
         MountError: it cannot be mounted, or the server does not come up; with the end of its log.
         RaycacheError: what the server said is wrong.
     """
@@ -168,6 +169,7 @@ def require_mountable(point: str, *, over: bool) -> None:
         over: see MountOptions.
 
     Raises:
+        NotFoundError: it does not exist.
         MountError: it is no directory.
         MountBusyError: raycache or something else is mounted there, or it is not empty.
     """
@@ -184,6 +186,10 @@ def require_mountable(point: str, *, over: bool) -> None:
     try:
         with os.scandir(point) as names:
             empty = next(names, None) is None
+    except FileNotFoundError:
+        raise NotFoundError(
+            "the directory does not exist", where=point, hint="make an empty directory"
+        ) from None
     except OSError as error:
         raise MountError(
             f"cannot be mounted on: {error.strerror}", where=point, hint="make an empty directory"
@@ -254,7 +260,8 @@ def unmount(mountpoint: str, *, force: bool = False, timeout: float = 30.0, root
         root: where state directories are; "" for all `roots()`.
 
     Returns:
-        What is left: `ended`, or `detached` if files are open (it ends with the last of them).
+        What is left: `ended`, or `detached` if files are open (it ends with the last of them). Its `mount` says
+        whether it was `kept` by workers, who will mount it again.
 
     Raises:
         NotMountedError: raycache has nothing mounted there.
@@ -262,6 +269,7 @@ def unmount(mountpoint: str, *, force: bool = False, timeout: float = 30.0, root
     """
     point = real_mountpoint(mountpoint)
     before = status(point, root)
+    kept = _kept(before)
     if before.state == "failed":
         _clear(before)
         raise NotMountedError(f"the mount had failed already: {before.error}", where=point)
@@ -282,7 +290,14 @@ def unmount(mountpoint: str, *, force: bool = False, timeout: float = 30.0, root
     finally:
         if watcher is not None:
             os.close(watcher)
-    return _final(before)
+    after = _final(before)
+    return replace(after, mount=after.mount | {"kept": kept})
+
+
+def _kept(mount: MountStatus) -> bool:
+    """Whether workers keep it (see `keeping`)."""
+    config = os.path.join(mount.state_dir, statefiles.CONFIG)
+    return bool(mount.state_dir) and "keepers" in statefiles.read_json(config)
 
 
 def _told(mount: MountStatus) -> dict[str, Any]:

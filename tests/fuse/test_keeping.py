@@ -177,7 +177,11 @@ def test_what_a_user_mounted_is_used_and_left_alone(kept: Kept) -> None:
     assert kept.release("node0") == []
     assert kept.sweep("ds") == []
     assert kept.status().state == "serving"
-    assert mounts.unmount(str(kept.point), root=kept.root).state == "ended"
+    after = mounts.unmount(str(kept.point), root=kept.root)
+    assert (after.state, after.mount["kept"]) == ("ended", False)
+    kept.keep()
+    after = mounts.unmount(str(kept.point), root=kept.root)
+    assert (after.state, after.mount["kept"]) == ("ended", True)
 
 
 def test_something_else_is_there(kept: Kept) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from raycache import mountinfo
-from raycache.errors import MountBusyError, MountError, NotMountedError
+from raycache.errors import MountBusyError, MountError, NotFoundError, NotMountedError
 from raycache.fuse import mounts
 from raycache.fuse.mounts import MountOptions
 from tests.fuse.conftest import STUB, Stage, mounted_under, processes_of
@@ -96,7 +96,7 @@ def test_a_mount_point_that_cannot_be(stage: Stage) -> None:
         stage.start()
     with pytest.raises(MountError, match="Not a directory"):
         mounts.start(str(stage.point / "file"), {}, "ds", root=stage.root)
-    with pytest.raises(MountError, match="No such file"):
+    with pytest.raises(NotFoundError, match="does not exist"):
         mounts.start(str(stage.directory / "absent"), {}, "ds", root=stage.root)
     stage.start(options=MountOptions(over=True))
     assert os.listdir(stage.point) == []

@@ -136,6 +136,21 @@ def test_what_the_cluster_says_is_not_said_again(words: list[str], flag: str) ->
     assert f"where: {flag}\n" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["/tmp/x"], "file:///tmp/x"),
+        ([".."], "file:///"),
+        (["mydata", "-o", "endpoint=http://h"], "s3://mydata"),
+    ],
+)
+def test_what_is_no_dataset_is_told_before_a_cluster_is_looked_for(words: list[str], told: str) -> None:
+    backend = MountBackend()
+    result = invoke(backend, "mount", words[0], "/m", *words[1:])
+    assert (result.exit_code, backend.asked) == (2, [])
+    assert told in result.stderr
+
+
 def test_how_it_is_served_is_told() -> None:
     backend = MountBackend()
     backend.answer = status(details={"passthrough": False, "reason": "no CAP_SYS_ADMIN", "warnings": ["odd"]})
@@ -274,7 +289,7 @@ def test_a_spec_file(tmp_path: Path) -> None:
         (["/m", "-f", str(tmp_path / "absent")], "no such file"),
     ):
         result = invoke(MountBackend(), "mount", *words)
-        assert result.exit_code in (2, 4)
+        assert result.exit_code == (4 if told.startswith("no ") else 2)
         assert told in result.stderr
 
 
@@ -284,7 +299,7 @@ def test_a_mount_without_a_cluster_loads_no_ray(tmp_path: Path) -> None:
         "from raycache.cli import main\ntry: main()\nfinally: print(*sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert "No such file or directory" in result.stderr
+    assert "does not exist" in result.stderr
     assert not {"ray", "pyarrow", "boto3"} & set(result.stdout.split())
 
 
@@ -325,6 +340,18 @@ def test_status_of_a_path_ends_with_how_it_is(state: str, code: int) -> None:
     assert (result.exit_code, result.stdout) == (4, "")
 
 
+def test_a_mount_of_a_dataset_that_was_deleted_has_a_problem() -> None:
+    backend = MountBackend()
+    backend.there = [status(details={"passthrough": True, "problem": "the dataset has been deleted"})]
+    result = invoke(backend, "mount", "--status", "/mnt/data")
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (
+        1,
+        "/mnt/data: the dataset has been deleted",
+    )
+    told = json.loads(invoke(backend, "mount", "--status", "-o", "json").stdout)
+    assert told[0]["problem"] == "the dataset has been deleted"
+
+
 # -- unmount
 
 
@@ -336,8 +363,20 @@ def test_unmount(command: str) -> None:
     backend.answer = status("detached")
     told = invoke(backend, command, "/mnt/data", "--force", "--timeout", "2m").stdout
     assert told == "/mnt/data is unmounted; 2 open file(s) of it are served until they are closed\n"
+    backend.answer = status("detached", details={"open": 0})
+    told = invoke(backend, command, "/mnt/data").stdout
+    assert told == "/mnt/data is unmounted; it is still in use (an open file or a working directory)\n"
+    del backend.ended[-1]
     assert backend.ended == [("/mnt/data", False, 30.0), ("/mnt/data", True, 120.0)]
     assert invoke(backend, command, "/mnt/data", "--timeout", "soon").exit_code == 2
+
+
+def test_a_mount_that_workers_keep_comes_back_and_that_is_said() -> None:
+    backend = MountBackend()
+    backend.answer = status("ended", mount={"kept": True})
+    result = invoke(backend, "unmount", "/mnt/data")
+    assert (result.exit_code, result.stdout) == (0, "/mnt/data is unmounted\n")
+    assert "take `mountPath` out of the spec of dataset ds" in result.stderr
 
 
 # -- foreground
