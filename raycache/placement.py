@@ -44,6 +44,9 @@ _JITTER = 0.5
 """Random part of the choice of a receiver, in units of its mean spacing. Without it the ring becomes a fixed
 cycle, and readers with a stride (the last segment of every object, say) would all meet the same worker."""
 
+_ROUNDING = 1e-6
+"""By how much the arithmetic of a share may be off: far below what one more unit of weight changes."""
+
 _TIE = 0.01
 """Random part of the choice of what to release: only decides between equals."""
 
@@ -224,11 +227,12 @@ def _count(owners: _Ints, workers: int) -> _Ints:
 def _shares(weights: npt.NDArray[np.float64], held: _Ints) -> _Ints:
     """Weighted shares in whole partitions, by largest remainder; who holds the extra one already comes first.
 
-    Without that preference a small change of all shares could swap the extra ones of many workers.
+    Without that preference a small change of all shares could swap the extra ones of many workers. Whose share is
+    whole gets none: those with a remainder are enough, for their remainders add up to the extra ones.
     """
     exact = PARTITIONS * weights / weights.sum()
-    shares: _Ints = np.floor(exact).astype(np.int64)
-    order: _Ints = np.lexsort((shares - exact, held <= shares))
+    shares: _Ints = np.floor(exact + _ROUNDING).astype(np.int64)
+    order: _Ints = np.lexsort((shares - exact, held <= shares, exact - shares <= _ROUNDING))
     shares[order[: PARTITIONS - int(shares.sum())]] += 1
     return shares
 

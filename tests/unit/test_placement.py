@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import placement as simulation
@@ -83,6 +83,7 @@ def owner_ids(placement: Placement) -> np.ndarray:
 workers = st.dictionaries(st.sampled_from([f"w{i}" for i in range(12)]), st.integers(1, 8), min_size=1)
 
 
+@example(before={"w0": 1, "w4": 1}, after={"w0": 1, "w2": 1, "w1": 4, "w4": 5, "w3": 1, "w5": 8})
 @settings(max_examples=15, deadline=None)
 @given(before=workers, after=workers)
 def test_shares_are_exact_to_one_partition_and_nothing_moves_without_need(
