@@ -33,9 +33,6 @@ from raycache.fuse.configs import cluster_config
 from raycache.fuse.mounts import MountOptions, MountStatus
 from raycache.spec import ResolvedDataset
 
-KEEPING = "KEEPING"
-"""Lock file beside a mount point's state directories: one worker of the machine at a time."""
-
 MADE = "MADE"
 """File in the same place: the mount point was made for the mount, and goes with it."""
 
@@ -145,9 +142,11 @@ def _end(token: str, over: Callable[[MountStatus, dict[str, Any]], bool], root: 
 @contextlib.contextmanager
 def _locked(point: str, root: str) -> Iterator[str]:
     """The directory of a mount point's state directories, while nobody else keeps or ends mounts there."""
-    home = statedirs.make_home(root, point) if root else statedirs.first_home(point)
-    lock = statefiles.lock(os.path.join(home, KEEPING), wait=True)
-    assert lock is not None
+    lock = None
+    while lock is None:
+        home = statedirs.make_home(root, point) if root else statedirs.first_home(point)
+        with contextlib.suppress(FileNotFoundError):  # cleared away this moment
+            lock = statedirs.lock_home(home, statedirs.KEEPING, wait=True)
     try:
         yield home
     finally:

@@ -80,8 +80,7 @@ def start(
     """
     options = options or MountOptions()
     point = real_mountpoint(mountpoint)
-    home = statedirs.make_home(root, point) if root else statedirs.first_home(point)
-    lock = _lock(home, point)
+    home, lock = _locked_home(root, point)
     try:
         device.clear_dead(point)
         require_mountable(point, over=options.over)
@@ -101,13 +100,18 @@ def start(
         os.close(lock)
 
 
-def _lock(home: str, point: str) -> int:
+def _locked_home(root: str, point: str) -> tuple[str, int]:
+    """The directory of a mount point's state directories, and the descriptor that holds its lock."""
     deadline = time.monotonic() + _LOCK_PATIENCE_S
-    while (lock := statefiles.lock(os.path.join(home, statefiles.LOCK))) is None:
+    while True:
+        home = statedirs.make_home(root, point) if root else statedirs.first_home(point)
+        with contextlib.suppress(FileNotFoundError):  # cleared away this moment
+            lock = statedirs.lock_home(home)
+            if lock is not None:
+                return home, lock
         if time.monotonic() > deadline:
             raise MountBusyError("somebody else is mounting here right now", where=point)
         time.sleep(_POLL_S)  # somebody may only be looking
-    return lock
 
 
 def _launch(directory: str, point: str, patience_s: float) -> None:
@@ -381,9 +385,11 @@ def _final(mount: MountStatus) -> MountStatus:
 
 def _clear(mount: MountStatus) -> None:
     home = os.path.dirname(mount.state_dir)
-    lock = statefiles.lock(os.path.join(home, statefiles.LOCK))
-    if lock is not None:
-        try:
-            statedirs.sweep(home)
-        finally:
-            os.close(lock)
+    with contextlib.suppress(FileNotFoundError):  # somebody else has just cleared it away
+        lock = statedirs.lock_home(home)
+        if lock is not None:
+            try:
+                statedirs.sweep(home)
+                statedirs.prune(home)
+            finally:
+                os.close(lock)

@@ -1,8 +1,12 @@
 """State directories of mounts: where they are, what they tell, and which of them nobody uses any more.
 
 <root>/<hash of the mount point>/LOCK   held by whoever starts or clears up mounts of that mount point
+<root>/<hash of the mount point>/KEEPING, MADE   see keeping.py
 <root>/<hash of the mount point>/<n>/   the state directory of one mount (statefiles.py). Several, if an older one is
                                         out of the tree and still serves open files.
+
+Where nothing but lock files is left, they and their directory are removed by whoever holds both. So a lock counts only
+if its file still has its name once it is held (`lock_home`).
 """
 
 from __future__ import annotations
@@ -23,6 +27,10 @@ from raycache.fuse.device import KIND
 from raycache.fuse.statefiles import Process
 from raycache.settings import Settings
 from raycache.store import files
+
+KEEPING = "KEEPING"
+"""Lock file of a mount point that workers keep mounted: one worker of the machine at a time (see keeping.py). Who wants
+LOCK too takes this one first, or does not wait for it."""
 
 _LINKS = 40
 """Links followed in a mount point, as the kernel's MAXSYMLINKS."""
@@ -99,7 +107,10 @@ def make_home(root: str, point: str) -> str:
     os.makedirs(os.path.dirname(root), exist_ok=True)
     home = home_of(root, point)
     files.private_directory(root)
-    files.private_directory(home)
+    try:
+        files.private_directory(home)
+    except FileNotFoundError:  # it was there, and somebody has just cleared it away
+        files.private_directory(home)
     return home
 
 
@@ -177,13 +188,68 @@ def process_of(told: Mapping[str, Any], name: str) -> Process:
     return Process(*told.get(name, ()))
 
 
+def lock_home(home: str, name: str = statefiles.LOCK, *, wait: bool = False) -> int | None:
+    """Take a lock of a mount point.
+
+    Args:
+        home: the directory of its state directories.
+        name: LOCK or KEEPING.
+        wait: for others to release it.
+
+    Returns:
+        The descriptor that holds it; None if others do.
+
+    Raises:
+        FileNotFoundError: the directory is not there, or was cleared away meanwhile.
+    """
+    path = os.path.join(home, name)
+    while True:
+        lock = statefiles.lock(path, wait=wait)
+        if lock is None or _is_named(lock, path):
+            return lock
+        os.close(lock)  # of a file that was removed: the next one may be somebody's already
+
+
+def _is_named(lock: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def prune(home: str) -> None:
+    """Remove the directory of a mount point of which nothing is left.
+
+    Args:
+        home: locked (LOCK). Whoever waits for that lock finds its file gone, and makes another.
+    """
+    names = set(os.listdir(home))
+    if names - {statefiles.LOCK, KEEPING}:
+        return
+    keeping = lock_home(home, KEEPING) if KEEPING in names else None
+    if KEEPING in names and keeping is None:
+        return
+    try:
+        if keeping is not None:
+            os.unlink(os.path.join(home, KEEPING))
+        os.unlink(os.path.join(home, statefiles.LOCK))
+        with contextlib.suppress(
+            OSError
+        ):  # somebody has just begun to use it: it stays, with locks of their own
+            os.rmdir(home)
+    finally:
+        if keeping is not None:
+            os.close(keeping)
+
+
 def sweep_if_idle(home: str) -> None:
     """Clear up unless somebody is mounting there: a directory that is being made looks like one that was left."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        lock = statefiles.lock(os.path.join(home, statefiles.LOCK))
+        lock = lock_home(home)
         if lock is not None:
             try:
                 sweep(home, failed=False)
+                prune(home)
             finally:
                 os.close(lock)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,80 @@ def test_nothing_is_cleared_away_under_whoever_is_mounting(tmp_path: Path) -> No
     finally:
         os.close(lock)
     assert os.path.exists(unfinished)
+
+
+@pytest.mark.parametrize("left", [[], ["LOCK"], ["LOCK", "KEEPING"]])
+def test_a_mount_point_of_which_nothing_is_left_goes(tmp_path: Path, left: list[str]) -> None:
+    home = Path(statedirs.make_home(str(tmp_path / "root"), "/mnt/x"))
+    for name in left:
+        (home / name).touch()
+    assert mounts.find(str(tmp_path / "root")) == []
+    assert not home.exists()
+
+
+def test_a_mount_point_that_somebody_uses_stays(tmp_path: Path) -> None:
+    root = str(tmp_path / "root")
+    home = statedirs.make_home(root, "/mnt/x")
+    for name in ("LOCK", "KEEPING"):
+        lock = statedirs.lock_home(home, name)
+        assert lock is not None
+        assert mounts.find(root) == []
+        assert os.path.exists(os.path.join(home, name))
+        os.close(lock)
+    Path(home, "MADE").touch()
+    assert mounts.find(root) == []
+    assert os.path.exists(os.path.join(home, "MADE"))
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = statedirs.make_home(str(tmp_path / "root"), "/mnt/x")
+    path = os.path.join(home, "LOCK")
+    take = statefiles.lock
+    taken: list[int] = []
+
+    def overtaken(path: str, *, wait: bool = False) -> int | None:
+        lock = take(path, wait=wait)
+        assert lock is not None
+        if not taken:
+            os.unlink(path)
+        taken.append(lock)
+        return lock
+
+    monkeypatch.setattr(statefiles, "lock", overtaken)
+    lock = statedirs.lock_home(home)
+    assert lock is not None
+    assert len(taken) == 2
+    assert os.path.samestat(os.fstat(lock), Path(path).stat())
+    statedirs.prune(home)
+    os.close(lock)
+    with pytest.raises(FileNotFoundError):
+        statedirs.lock_home(home)
+
+
+def test_one_at_a_time_while_others_clear_away(tmp_path: Path) -> None:
+    root = str(tmp_path / "root")
+    inside = threading.Lock()
+
+    def use(_: int) -> None:
+        for _ in range(100):
+            with contextlib.suppress(FileNotFoundError):
+                home = statedirs.make_home(root, "/mnt/x")
+                lock = statedirs.lock_home(home, "KEEPING", wait=True)
+                assert lock is not None
+                assert inside.acquire(blocking=False), "two hold the lock of one mount point"
+                Path(home, "MADE").touch()
+                os.unlink(os.path.join(home, "MADE"))
+                inside.release()
+                os.close(lock)
+
+    def look(_: int) -> None:
+        for _ in range(300):
+            assert mounts.find(root) == []
+
+    with ThreadPoolExecutor(6) as pool:
+        for done in [*(pool.submit(use, n) for n in range(4)), *(pool.submit(look, n) for n in range(2))]:
+            done.result()
+    assert mounts.find(root) == []
+    assert os.listdir(root) == []
