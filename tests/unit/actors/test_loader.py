@@ -109,11 +109,14 @@ def test_a_second_load_fetches_nothing(cluster: RaylessCluster) -> None:
     assert [node.metrics.snapshot() for node in cluster.nodes.values()] == before
 
 
-def test_what_is_not_there_cannot_be_loaded(cluster: RaylessCluster) -> None:
+def test_what_is_not_there_cannot_be_loaded(cluster: RaylessCluster, dataset: ResolvedDataset) -> None:
     with pytest.raises(ObjectNotFoundError):
         Watched(cluster, Target("/nothing")).run()
     with pytest.raises(OperationFailedError, match="4 copies are wanted and 3 nodes"):
         Watched(cluster, Target("/", 4)).run()
+    cluster.hold(dataset, on=[next(iter(cluster.nodes))])
+    with pytest.raises(OperationFailedError, match="2 copies are wanted and 1 node holds the dataset"):
+        Watched(cluster, Target("/", 2)).run()
 
 
 def test_a_dataset_that_nobody_holds_cannot_be_loaded(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
 import raycache
+from examples.serving.demo import MB, Experiment, Run
 from raycache.cli import demo
+from tests.support.s3proxy import ProxyProcess
 from tests.unit.cli.fakes import FakeBackend, invoke
 
 SERVER = Path(__file__).parents[3] / "examples" / "serving" / "server.py"
@@ -84,3 +89,11 @@ def test_the_model_server_fails_on_a_file_that_is_too_short(how: str, tmp_path: 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "too short" in done.stderr
+
+
+def test_servers_are_compared_by_what_they_get_together() -> None:
+    told = io.StringIO()
+    experiment = Experiment(cast("ProxyProcess", None), "/m", "mmap", Console(file=told, width=120))
+    experiment.runs = [Run("one", 2.0, 100 * MB, 9, 100 * MB), Run("three", 2.5, 300 * MB, 9, 100 * MB)]
+    experiment.print_table()
+    assert re.findall(r"\d\.\d x", told.getvalue()) == ["1.0 x", "2.4 x"]

@@ -169,11 +169,13 @@ def test_one_at_a_time_while_others_clear_away(tmp_path: Path) -> None:
                 home = statedirs.make_home(root, "/mnt/x")
                 lock = statedirs.lock_home(home, "KEEPING", wait=True)
                 assert lock is not None
-                assert inside.acquire(blocking=False), "two hold the lock of one mount point"
-                Path(home, "MADE").touch()
-                os.unlink(os.path.join(home, "MADE"))
-                inside.release()
-                os.close(lock)
+                try:
+                    assert inside.acquire(blocking=False), "two hold the lock of one mount point"
+                    Path(home, "MADE").touch()
+                    os.unlink(os.path.join(home, "MADE"))
+                    inside.release()
+                finally:
+                    os.close(lock)
 
     def look(_: int) -> None:
         for _ in range(300):
