@@ -184,6 +184,16 @@ def test_what_a_user_mounted_is_used_and_left_alone(kept: Kept) -> None:
     assert (after.state, after.mount["kept"]) == ("ended", True)
 
 
+def test_a_user_is_told_that_the_dataset_was_deleted(kept: Kept) -> None:
+    kept.point.mkdir()
+    mounts.start(str(kept.point), cluster_config(kept.dataset, [kept.address], TOKEN), "ds", root=kept.root)
+    assert kept.status().details["problem"] == ""
+    kept.cluster.hold()
+    # Nobody reads: the server finds out by itself.
+    until(lambda: kept.status().details["problem"] == "the dataset has been deleted", "that it is told")
+    assert kept.status().state == "serving"
+
+
 def test_something_else_is_there(kept: Kept) -> None:
     kept.point.mkdir()
     (kept.point / "file").touch()
