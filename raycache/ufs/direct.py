@@ -32,6 +32,10 @@ CONNECT_TIMEOUT_S = 5.0
 SILENCE_TIMEOUT_S = 20.0
 """Longest wait for the next bytes, as of the general client."""
 
+IDLE_S = 10.0
+"""Seconds after which a connection that nobody used is not trusted any more: something between here and the store may
+have forgotten it without a word, and who uses it then waits for `SILENCE_TIMEOUT_S`."""
+
 ERROR_BODY = 4096
 """Most bytes read of an answer that refuses the request: S3's error documents are shorter."""
 
@@ -73,12 +77,14 @@ class DirectGetter:
 
     Args:
         sign: a presigned URL for a GET of a key.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, sign: Callable[[str], str]) -> None:
+    def __init__(self, sign: Callable[[str], str], clock: Callable[[], float] = time.monotonic) -> None:
         self._sign = sign
+        self._clock = clock
         self._lock = threading.Lock()
-        self._idle: list[http.client.HTTPConnection] = []
+        self._idle: list[tuple[http.client.HTTPConnection, float]] = []
         self._closed = False
 
     def pour(self, key: str, offset: int, length: int, expected: ObjectInfo, sink: Sink, where: str) -> None:
@@ -115,9 +121,7 @@ class DirectGetter:
         """Close what is idle; what is in use is closed when its answer has been read."""
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        self._drop_idle()
 
     def _request(
         self, target: Target, headers: dict[str, str]
@@ -138,16 +142,27 @@ class DirectGetter:
                     raise ConnectionResetError(f"no answer: {type(error).__name__}") from None
             except BaseException:
                 connection.close()
+                if (
+                    not fresh
+                ):  # it did not answer: the others are as old, and nobody shall wait for each of them
+                    self._drop_idle()
                 raise
 
     def _take(self, target: Target) -> http.client.HTTPConnection | None:
         with self._lock:
             while self._idle:
-                connection = self._idle.pop()
-                if (connection.host, connection.port) == (target.host, target.port):
+                connection, since = self._idle.pop()
+                young = self._clock() - since < IDLE_S
+                if young and (connection.host, connection.port) == (target.host, target.port):
                     return connection
-                connection.close()  # the endpoint has moved
+                connection.close()  # forgotten by now, perhaps; or the endpoint has moved
         return None
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection, _ in idle:
+            connection.close()
 
     def _give_back(self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse) -> None:
         reusable = (
@@ -155,7 +170,7 @@ class DirectGetter:
         )  # read to its end, and the server keeps it open
         with self._lock:
             if reusable and not self._closed:
-                self._idle.append(connection)
+                self._idle.append((connection, self._clock()))
                 return
         connection.close()
 

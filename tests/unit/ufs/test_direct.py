@@ -17,8 +17,8 @@ from raycache.errors import (
     StaleObjectError,
     UnderStoreError,
 )
-from raycache.ufs import ObjectInfo
-from raycache.ufs.direct import DirectGetter, is_direct
+from raycache.ufs import ObjectInfo, direct
+from raycache.ufs.direct import IDLE_S, DirectGetter, is_direct
 from raycache.ufs.failures import CATCH, judge
 
 BODY = bytes(range(256)) * 1024
@@ -164,6 +164,62 @@ def test_a_connection_that_the_server_has_closed_meanwhile_is_no_failure(ask: As
     ask.pour(0, 4096)
     assert ask.pour(0, 4096) == BODY[:4096]
     assert ask.script.connections == 2
+
+
+@answers(part(0, 4096), part(0, 4096))
+def test_a_connection_that_was_idle_for_long_is_not_used_again(ask: Asker) -> None:
+    now = [0.0]
+    getter = DirectGetter(lambda key: ask.script.url, clock=lambda: now[0])
+    try:
+        for _ in range(2):
+            getter.pour("key", 0, 4096, INFO, Bytes(), "s3://bucket/key")
+            now[0] += IDLE_S
+        assert ask.script.connections == 2
+    finally:
+        getter.close()
+
+
+def test_nobody_waits_for_each_of_several_connections_that_have_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "SILENCE_TIMEOUT_S", 0.05)
+    listener = socket.create_server(("127.0.0.1", 0))
+    accepted: list[socket.socket] = []
+    getter = DirectGetter(lambda key: f"http://127.0.0.1:{listener.getsockname()[1]}/bucket/key?x=y")
+    together = threading.Barrier(3)
+
+    class Waiting(Bytes):
+        def filled(self, count: int) -> None:
+            super().filled(count)
+            if len(self.data) == 1000:
+                together.wait(30)  # so that each of the reads has a connection of its own
+
+    def read() -> None:
+        getter.pour("key", 0, 4096, INFO, Waiting(), "s3://bucket/key")
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        accepted.append(connection)
+        connection.recv(4096)
+        connection.sendall(part(0, 4096))
+
+    servers = [threading.Thread(target=serve) for _ in range(3)]
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    try:
+        for thread in (*servers, *readers):
+            thread.start()
+        for thread in (*servers, *readers):
+            thread.join()
+        with pytest.raises(TimeoutError):  # all three are kept, and none of them answers any more
+            getter.pour("key", 0, 4096, INFO, Bytes(), "s3://bucket/key")
+        again = threading.Thread(target=serve)
+        again.start()
+        getter.pour("key", 0, 4096, INFO, Bytes(), "s3://bucket/key")
+        again.join()
+        assert len(accepted) == 4
+    finally:
+        getter.close()
+        listener.close()
+        for connection in accepted:
+            connection.close()
 
 
 @answers(None)
