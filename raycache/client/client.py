@@ -33,6 +33,7 @@ from raycache.errors import (
     ObjectNotFoundError,
     PathError,
     RaycacheError,
+    UnderStoreError,
     WorkerUnavailableError,
 )
 from raycache.flight import PeerPool
@@ -313,6 +314,8 @@ class Client:
             except ANSWERS:
                 raise
             except RaycacheError as error:  # whatever ails a worker: the next one, or the store, may be well
+                if isinstance(error, UnderStoreError) and not near.remote:
+                    raise  # this process has just tried the store until the deadline
                 log.info("names of %s/%s not had from a worker: %s", dataset, directory, error)
                 failures.append(error)
         try:

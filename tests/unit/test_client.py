@@ -431,6 +431,24 @@ def test_the_stores_failure_is_told_as_it_is(cache: Embedded, monkeypatch: pytes
         reader.read_at(0, SIZE)
 
 
+def test_a_store_that_does_not_tell_a_name_is_asked_once(
+    cache: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UnderStoreError("the store is down", where="s3://bucket")
+
+    def once_more(*_: object) -> None:
+        raise AssertionError("the engine of this very process has tried until its deadline")
+
+    for method in ("info", "list"):
+        monkeypatch.setattr(cache.engine.volume("ds").source, method, fail)
+        monkeypatch.setattr(cache.client._source("ds"), method, once_more)
+    with pytest.raises(UnderStoreError, match="down"):
+        cache.client.info("ds", "a")
+    with pytest.raises(UnderStoreError, match="down"):
+        cache.client.list("ds", "")
+
+
 # -- with workers -------------------------------------------------------------------------------------------
 
 
