@@ -145,11 +145,15 @@ class Consistency(SpecModel):
     )
 
 
+ID_MAX = 0xFFFFFFFE
+"""The largest user or group ID: the kernel's are 32 bits, and all of them set stands for none (chown(2))."""
+
+
 class Owner(SpecModel):
     """Who owns the files, for programs that look."""
 
-    uid: Annotated[int, Field(ge=0)] = Field(description="Numeric user ID.")
-    gid: Annotated[int, Field(ge=0)] = Field(description="Numeric group ID.")
+    uid: Annotated[int, Field(ge=0, le=ID_MAX)] = Field(description="Numeric user ID.")
+    gid: Annotated[int, Field(ge=0, le=ID_MAX)] = Field(description="Numeric group ID.")
     mode: Mode | None = Field(default=None, description="Permission bits of files. Default: 0444.")
 
 

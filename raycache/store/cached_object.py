@@ -245,6 +245,16 @@ class CachedObject:
         if self.gone:
             raise CacheFullError("the local store was purged or closed", where=self.version.path)
 
+    def check_length(self) -> None:
+        """Before bytes are written; `cond` not held, but between enter_io and leave_io.
+
+        Raises:
+            CacheFullError: somebody has cut the file short. Written to, it would be long enough again, with zeros where
+                bytes were.
+        """
+        if os.fstat(self.data_fd).st_size != self.version.size:
+            raise CacheFullError("somebody has cut the cache file short", where=self.data_path)
+
     def enter_io(self) -> None:
         """Wait until the files stay where they are, and keep them there until `leave_io`."""
         while self.moving:

@@ -260,6 +260,7 @@ class Filling:
             offset, length = self.version.extent_of(run)
             start = offset - origin
             assert self._object.tier is not None
+            self._object.check_length()
             with self._object.writing, self._object.tier.watch.call():
                 files.pwrite_all(self._object.data_fd, view[start : start + length], offset)
 

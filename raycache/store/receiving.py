@@ -118,6 +118,7 @@ class Receiver:
     def _put(self, data: memoryview, offset: int) -> None:
         tier = self._object.tier
         assert tier is not None
+        self._object.check_length()
         for again in (False, True):
             try:
                 with self._object.writing, tier.watch.call():

@@ -39,7 +39,7 @@ have forgotten it without a word, and who uses it then waits for `SILENCE_TIMEOU
 ERROR_BODY = 4096
 """Most bytes read of an answer that refuses the request: S3's error documents are shorter."""
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,20})-(\d{1,20})/(\d{1,20}|\*)")
 
 
 class HttpFailure(Exception):

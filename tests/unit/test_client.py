@@ -431,6 +431,19 @@ def test_the_stores_failure_is_told_as_it_is(cache: Embedded, monkeypatch: pytes
         reader.read_at(0, SIZE)
 
 
+@pytest.mark.parametrize("left", [0, BLOCK + 100])
+def test_a_cache_file_that_somebody_cut_short_never_gives_zeros(cache: Embedded, left: int) -> None:
+    with closing(cache.client.open("ds", "a")) as reader:
+        assert reader.read_at(0, 3 * BLOCK) == DATA[: 3 * BLOCK]
+        [file] = cache.files()
+        os.truncate(file, left)
+        # What is fetched now would make the file long enough again, with zeros in between.
+        assert reader.read_at(4 * BLOCK, SIZE) == DATA[4 * BLOCK :]
+        assert reader.read_at(0, SIZE) == DATA
+    for _ in range(2):
+        assert read_all(cache) == DATA
+
+
 def test_a_store_that_does_not_tell_a_name_is_asked_once(
     cache: Embedded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
