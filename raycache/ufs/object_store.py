@@ -20,6 +20,7 @@ from raycache.errors import (
     BucketNotFoundError,
     IntegrityError,
     ObjectNotFoundError,
+    PathError,
     RaycacheError,
     StaleObjectError,
     UnderStoreError,
@@ -176,9 +177,16 @@ class ObstoreStore:
 
     def check(self) -> bool:
         """See `UnderStore.check`."""
-        return bool(
-            self._list_call(lambda: next(iter(obstore.list(self._store, chunk_size=1)), None), "", QUICK)
-        )
+        try:
+            first = self._list_call(
+                lambda: next(iter(obstore.list(self._store, chunk_size=1)), None), "", QUICK
+            )
+        except (
+            PathError
+        ) as error:  # a key that the client cannot parse is among the first: something is there
+            log.warning("%s holds keys that cannot be read: %s", self.uri, error.what)
+            return True
+        return bool(first)
 
     def close(self) -> None:
         """See `UnderStore.close`. Connections close with the last answer that still uses them."""

@@ -350,3 +350,15 @@ class TestSecrets:
             with pytest.raises(RaycacheError) as caught:
                 call()
             assert SECRET not in self.everything_said(caught.value)
+
+
+def test_a_key_that_the_client_cannot_parse_does_not_take_the_mount_with_it(
+    s3_options: dict[str, str], opener: Opener, held: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_such_a_key(*_: object, **__: object) -> None:
+        raise obstore.exceptions.InvalidPathError('Path "a//b" contained empty path segment')
+
+    store = opener(f"s3://{held}", s3_options)
+    monkeypatch.setattr(obstore, "list", with_such_a_key)
+    assert store.check()
+    assert bytes(store.read("big", 0, 10, store.head("big"))) == BODY[:10]
