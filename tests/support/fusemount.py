@@ -29,6 +29,10 @@ MARKERS = 100
 """Open directories that mark a status as one that came after them: more than a test has open otherwise."""
 
 
+ENDING_S = 3.0
+"""Seconds that a server gets to end after its last file was closed."""
+
+
 def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
     """The condition's first true value."""
     deadline = time.monotonic() + patience_s
@@ -153,8 +157,16 @@ class FuseMount:
 
     def end(self) -> str:
         """Unmount what a test left, by force; what that was, "" for nothing."""
-        left = [found for found in mounts.find(self.root) if found.state != "failed"]
+        left = self._left()
+        deadline = time.monotonic() + ENDING_S
+        while left and all(found.state == "detached" for found in left) and time.monotonic() < deadline:
+            # A server that is ending has no memory any more, and so no command line, before its lock is free.
+            time.sleep(0.02)
+            left = self._left()
         for found in left:
             with contextlib.suppress(MountError):
                 mounts.unmount(found.mountpoint, force=True, root=self.root)
         return ", ".join(f"{found.mountpoint}: {found.state}" for found in left)
+
+    def _left(self) -> list[mounts.MountStatus]:
+        return [found for found in mounts.find(self.root) if found.state != "failed"]
