@@ -1,7 +1,7 @@
 """READ replies straight from the pages of a memory tier: one copy less than through a buffer.
 
-Only of a tmpfs, whose pages are there as long as the lease is. Where reading one can fail (a disk), the kernel would end
-the program's read with an error; through a buffer, the error is ours to hear of, and the bytes come from elsewhere.
+Only of a tmpfs, whose pages are there as long as the lease is. Where reading one can fail (a disk), the kernel would
+end the program's read with an error; through a buffer, the error is ours to hear of, and the bytes come from elsewhere.
 Somebody who cuts a tier's file short behind our back makes that happen on a tmpfs too: such a read ends with EIO.
 """
 
