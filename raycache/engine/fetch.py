@@ -6,7 +6,8 @@ another worker is never forwarded to a third (`hop`), nor does it wait for what 
 another one, so no disagreement about the membership can make a loop.
 
 Peers' fetches and the store's have a pool each: a store fetch never waits for a peer, so two workers that
-fetch from each other cannot block one another.
+fetch from each other cannot block one another. Within a pool each object has its share of the threads, so an object
+whose fetches hang does not keep up the others.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import crc32c
 
@@ -30,6 +32,7 @@ from raycache.errors import (
     StaleObjectError,
     WorkerUnavailableError,
 )
+from raycache.fairpool import FairPool
 from raycache.membership import Worker
 from raycache.metrics import Metrics
 from raycache.store import Filling
@@ -40,7 +43,8 @@ FETCH_SIZE = 8 * MiB
 """Bytes per ranged GET: where S3 clients reach line rate at eight in parallel (measured; see docs/design)."""
 
 STORE_PARALLEL = min(64, max(8, 4 * (os.cpu_count() or 1)))
-"""Ranged GETs in flight per process: enough to hide a store's latency, not so many that they fight for the cores."""
+"""Ranged GETs in flight per process: enough to hide a store's latency, not so many that they fight for the cores. (As
+long as not more objects than that are fetched at once: each has one at least, see `FairPool`.)"""
 
 PEER_PARALLEL = 16
 """Streams from other workers in flight per process."""
@@ -68,8 +72,8 @@ class Fetcher:
         self._lock = threading.Lock()
         # Object, block, and whether another worker is asked for it: then nobody who was asked himself may wait.
         self._inflight: dict[tuple[str, int, bool], Future[Fetched]] = {}
-        self._store_pool = ThreadPoolExecutor(STORE_PARALLEL, thread_name_prefix="raycache-store")
-        self._peer_pool = ThreadPoolExecutor(PEER_PARALLEL, thread_name_prefix="raycache-peer")
+        self._store_pool = FairPool("raycache-store", STORE_PARALLEL)
+        self._peer_pool = FairPool("raycache-peer", PEER_PARALLEL)
 
     def request(
         self, volume: Volume, version: ObjectVersion, blocks: range, filling: Filling, hop: bool = False
@@ -119,8 +123,8 @@ class Fetcher:
 
     def close(self) -> None:
         """Stop: what is queued is cancelled, what is in flight is waited for."""
-        self._store_pool.shutdown(wait=True, cancel_futures=True)
-        self._peer_pool.shutdown(wait=True, cancel_futures=True)
+        self._store_pool.shutdown(cancel=True)
+        self._peer_pool.shutdown(cancel=True)
         with self._lock:
             abandoned = list(self._inflight.values())
             self._inflight.clear()
@@ -138,7 +142,7 @@ class Fetcher:
     ) -> None:
         pool = self._peer_pool if others else self._store_pool
         try:
-            pool.submit(self._fetch, volume, version, run, futures, others)
+            pool.submit(version.object_id, partial(self._fetch, volume, version, run, futures, others))
         except RuntimeError:  # the pool was shut down under us
             stopping = WorkerUnavailableError("the cache worker is shutting down")
             self._finish(version, run, futures, bool(others), error=stopping)

@@ -20,10 +20,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 from raycache.errors import RaycacheError
+from raycache.fairpool import FairPool
 from raycache.fuse import answers
 from raycache.fuse.answers import Deferred, Handler, Reply, ReplySender
 from raycache.fuse.interrupts import Fate, Interrupts, fate_of
@@ -43,7 +44,8 @@ LOOPS = 4
 """Loop threads. They wait in the kernel, which wakes one for each request."""
 
 WORKERS = 64
-"""Most threads for deferred requests; as many as the kernel reads ahead at a time (`Wanted.max_background`)."""
+"""Threads for deferred requests; as many as the kernel reads ahead at a time (`Wanted.max_background`). More only while
+more files than that have to wait: each has one at least, so that files whose store hangs do not keep up the others."""
 
 REQUEUES = 100
 """How often an INTERRUPT of a request that is not known is sent back to come again."""
@@ -62,10 +64,11 @@ class Load(NamedTuple):
 class _InFlight:
     """A request that was read and not answered."""
 
-    __slots__ = ("deferred", "interrupted", "opcode", "pid", "since", "unique")
+    __slots__ = ("deferred", "interrupted", "nodeid", "opcode", "pid", "since", "unique")
 
-    def __init__(self, unique: int, opcode: int, pid: int, since: float) -> None:
+    def __init__(self, unique: int, opcode: int, nodeid: int, pid: int, since: float) -> None:
         self.unique = unique
+        self.nodeid = nodeid
         self.opcode = opcode
         self.pid = pid
         self.since = since
@@ -80,7 +83,7 @@ class Session:
         fd: the /dev/fuse descriptor of a mounted file system.
         handler: serves requests.
         threads: loop threads.
-        workers: most threads for deferred requests; they start when they are needed.
+        workers: threads for deferred requests (see `WORKERS`); they start when they are needed.
         clock: seconds, monotonic.
         read: os.readv; tests put a device of their own here.
         fate: what becomes of a thread that was interrupted.
@@ -106,7 +109,7 @@ class Session:
         self._interrupts = Interrupts(
             self._in_flight.__contains__, self._give_up, look=fate, clock=self._clock
         )
-        self._pool = ThreadPoolExecutor(workers, "raycache-fuse-worker")
+        self._pool = FairPool("raycache-fuse-worker", workers)
         self._notifier = Notifier(fd)
         self._stopping = False
         self._unmounted = False
@@ -150,7 +153,7 @@ class Session:
             raise
         finally:
             # What is queued is answered as well, unless nobody is there to hear it.
-            self._pool.shutdown(wait=True, cancel_futures=self._unmounted)
+            self._pool.shutdown(cancel=self._unmounted)
             self._in_flight.clear()
             self._interrupts.close()
             self._notifier.close()
@@ -254,7 +257,7 @@ class Session:
 
     def _serve(self, request: Request) -> None:
         unique = request.unique
-        state = _InFlight(unique, request.opcode, request.pid, self._clock())
+        state = _InFlight(unique, request.opcode, request.nodeid, request.pid, self._clock())
         self._in_flight[unique] = state
         try:
             reply = self._handler(request)
@@ -284,13 +287,10 @@ class Session:
             if self._in_flight.get(state.unique) is not state:
                 return
         try:
-            future: Future[None] = self._pool.submit(self._work, state, deferred)
+            self._pool.submit(state.nodeid, partial(self._work, state, deferred))
         except RuntimeError as error:
-            # The process is ending (the next server will be handed the request again), or may have no more threads
-            # (those it has will come to it; if there are none, the watchdog sees it grow old).
+            # The process is ending: the next server will be handed the request again.
             log.error("FUSE operation %d has to wait: %s", state.opcode, error)
-            return
-        future.add_done_callback(_log_failure)
 
     def _work(self, state: _InFlight, deferred: Deferred) -> None:
         if self._in_flight.get(state.unique) is not state:
@@ -352,8 +352,3 @@ class Session:
 def make_wakeable() -> None:
     """Have WAKE interrupt system calls, for `Session.stop`. Only the main thread can do it; its `run` does."""
     signal.signal(WAKE, lambda number, frame: None)
-
-
-def _log_failure(future: Future[None]) -> None:
-    if not future.cancelled() and (error := future.exception()) is not None:
-        log.error("a FUSE worker", exc_info=error)

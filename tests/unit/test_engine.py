@@ -12,7 +12,8 @@ import pytest
 from crc32c import crc32c
 
 from raycache import metrics as m
-from raycache.blocks import ObjectVersion
+from raycache.blocks import MiB, ObjectVersion
+from raycache.engine.fetch import FETCH_SIZE, PEER_PARALLEL, STORE_PARALLEL
 from raycache.errors import (
     CacheFullError,
     DatasetNotFoundError,
@@ -458,3 +459,66 @@ def test_a_store_that_fails_does_not_hold_up_the_end(tmp_path: Path, bucket_dir:
         Doing(cache.engine.close).result()
         with pytest.raises(UnderStoreError):
             reading.result()
+
+
+@pytest.mark.parametrize("stuck", [1, STORE_PARALLEL, 4 * STORE_PARALLEL])
+def test_keys_that_hang_do_not_keep_up_the_others(tmp_path: Path, stuck: int) -> None:
+    bucket, healthy = tmp_path / "bucket", FETCH_SIZE + BLOCK
+    bucket.mkdir()
+    for number in range(stuck):
+        with open(bucket / f"stuck-{number}", "wb") as file:
+            file.truncate(2 * STORE_PARALLEL * FETCH_SIZE)  # enough runs for every thread there is
+    (bucket / "healthy").write_bytes(noise(healthy))
+    hanging, release = threading.Semaphore(0), threading.Event()
+
+    def hang(read: Read) -> None:
+        if read.path.startswith("stuck"):
+            hanging.release()
+            assert release.wait(PATIENCE_S)
+            raise UnderStoreError("it hung, and the test is over", where=read.path)
+
+    dataset = dataset_of("ds", {"": f"file://{bucket}"}, block_size=FETCH_SIZE)
+    with Embedded(tmp_path / "tier", dataset) as cache:
+        cache.spies["ds"].before = hang
+        try:
+            for number in range(stuck):
+                version = version_of(cache, f"stuck-{number}")
+                assert not cache.engine.ensure(version, range(version.block_count), patience_s=0)
+            for _ in range(max(stuck, STORE_PARALLEL)):
+                assert hanging.acquire(timeout=PATIENCE_S)
+            version = version_of(cache, "healthy")
+            assert cache.engine.ensure(version, range(version.block_count))
+            with lease(cache, version) as local:
+                assert local.pread(0, healthy) == noise(healthy)
+            assert not release.is_set()
+        finally:
+            release.set()
+
+
+def test_a_key_that_hangs_at_its_owner_does_not_keep_up_those_who_ask_the_owner(
+    tmp_path: Path, bucket_dir: Path
+) -> None:
+    with open(bucket_dir / "stuck", "wb") as file:
+        file.truncate(2 * PEER_PARALLEL * FETCH_SIZE)
+    release, hangs = threading.Event(), threading.Event()
+
+    def hang(read: Read) -> None:
+        if read.path == "stuck":
+            hangs.set()
+            assert release.wait(PATIENCE_S)
+            raise UnderStoreError("it hung, and the test is over", where=read.path)
+
+    dataset = dataset_of("ds", {"": f"file://{bucket_dir}"}, block_size=FETCH_SIZE)
+    with Workers(tmp_path, dataset, quota=1024 * MiB) as workers:
+        for node in workers.nodes:
+            node.spy.before = hang
+        try:
+            stuck, well = version_of(workers, "stuck"), version_of(workers, "a")
+            asking = workers.nodes[1 - workers.owner_of(stuck)].engine
+            assert not asking.ensure(stuck, range(stuck.block_count), patience_s=0)
+            assert hangs.wait(PATIENCE_S)
+            for node in workers.nodes:
+                assert node.engine.ensure(well, range(well.block_count))
+            assert not release.is_set()
+        finally:
+            release.set()

@@ -171,6 +171,26 @@ def test_an_interrupt_is_answered_while_the_request_runs(kernel: FakeKernel) -> 
         assert kernel.silent()
 
 
+def test_files_that_hang_do_not_keep_up_the_others(kernel: FakeKernel) -> None:
+    gates = {unique: Gate() for unique in range(2, 14)}
+
+    def handler(request: Request) -> Reply | Deferred:
+        if request.nodeid == 99:
+            return Deferred(lambda: b"healthy")
+        return gates[request.unique].deferred()
+
+    with serving(kernel, handler, workers=2):
+        for unique in gates:  # six files, two requests each
+            kernel.send(Opcode.STATFS, unique=unique, nodeid=unique // 2)
+        for unique in list(gates)[::2]:
+            gates[unique].wait()
+        kernel.send(Opcode.STATFS, unique=100, nodeid=99)
+        assert kernel.answer() == (100, 0, b"healthy")
+        for gate in gates.values():
+            gate.open.set()
+        assert {kernel.answer().unique for _ in gates} == set(gates)
+
+
 def test_an_interrupted_request_that_is_queued_is_never_begun(kernel: FakeKernel) -> None:
     first, second, third = Gate(), Gate(), Gate()
     gates = {2: first, 4: second, 6: third}
