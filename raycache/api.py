@@ -142,7 +142,7 @@ def _connect_to(address: str, token: str) -> Client:
         asker.close()
         raise
     assert state is not None  # no cluster's epoch is -1
-    return Client(state, refresh=asker, host_id=host.host_id())
+    return Client(state, refresh=asker, host_id=host.host_id(), on_close=asker.close)
 
 
 def _is_in_ray() -> bool:
@@ -266,6 +266,28 @@ class Admin:
             DatasetNotFoundError, PathError.
         """
         return int(self._control.call("evict", dataset, clean_path(path)))
+
+    def invalidate(self, dataset: str, paths: Sequence[str] = ("/",), *, wait: bool = True) -> dict[str, str]:
+        """Have everybody forget what is known of the names at and below paths, because they have changed in the store.
+
+        Workers forget at once, and so whoever connects afterwards sees the store as it is. Clients that are connected
+        and mounts look once a second whether there is something to forget. What is cached stays, for files that
+        are open; `evict` drops it.
+
+        Args:
+            dataset: its name.
+            paths: files and directories in it, whether or not the store has them (any more).
+            wait: return two seconds later, when clients and mounts that can be reached have forgotten, too.
+
+        Returns:
+            Nodes whose worker did not say in time that it has, and why. It is told by the next who asks it.
+
+        Raises:
+            DatasetNotFoundError, PathError.
+            ClusterUnavailableError: it could not be published.
+        """
+        cleaned = [clean_path(path) for path in paths] or [""]
+        return dict(self._control.call("invalidate", dataset, cleaned, wait))
 
     def status(self) -> dict[str, Any]:
         """How the cluster is: versions, epoch, coordinator, counts, problems by node."""

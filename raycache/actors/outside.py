@@ -48,7 +48,8 @@ class StateOverFlight:
             if "membership" not in answer:
                 return None
             state = cluster_state.from_wire(answer, self._token)
-            self._known = [worker.address for worker in state.membership.workers]
+            former, self._known = self._known, [worker.address for worker in state.membership.workers]
+            self._pool.forget(set(former) - {*self._known, *self._seeds})
             return state
         raise ClusterUnavailableError(
             "no worker of the cluster answers",
@@ -57,4 +58,5 @@ class StateOverFlight:
         ) from failure
 
     def close(self) -> None:
+        """Close the connections."""
         self._pool.close()

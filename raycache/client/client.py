@@ -37,6 +37,7 @@ from raycache.errors import (
     WorkerUnavailableError,
 )
 from raycache.flight import PeerPool
+from raycache.invalidations import Invalidations
 from raycache.membership import Membership, Worker
 from raycache.metrics import Metrics
 from raycache.spec import ResolvedDataset
@@ -57,11 +58,13 @@ class ClusterState:
         membership: the workers.
         datasets: the datasets, by name. From inside the cluster they carry the store's credentials.
         token: bearer token of the data plane; kept out of `repr`.
+        invalidations: names that were declared changed, up to the epoch of the membership.
     """
 
     membership: Membership
     datasets: Mapping[str, ResolvedDataset]
     token: str = field(default="", repr=False)
+    invalidations: Invalidations = Invalidations()
 
 
 class Client:
@@ -73,6 +76,7 @@ class Client:
         node_id: Ray node id of this process, to find the node's own worker; "" outside Ray.
         host_id: identity of this machine, for the same purpose outside Ray.
         engine: an engine in this process instead of a cluster (embedded); closed with the client.
+        on_close: called when the client is closed: ends what `refresh` asks through.
 
     Attributes:
         metrics: counters of what it did.
@@ -88,14 +92,19 @@ class Client:
         node_id: str = "",
         host_id: str = "",
         engine: Engine | None = None,
+        on_close: Callable[[], None] | None = None,
     ) -> None:
         self.metrics = engine.metrics if engine is not None else Metrics()
         self.closed = False
         self._refresh = refresh
+        self._on_close = on_close
         self._node_id = node_id
         self._host_id = host_id
         self._engine = engine
         self._datasets = dict(state.datasets)
+        self._invalidations = state.invalidations
+        self._epoch = state.membership.epoch
+        """What was invalidated up to this epoch is forgotten."""
         self._lock = threading.Lock()
         self._metadata: dict[str, MetadataCache] = {}
         self._sources: dict[str, DatasetSource] = {}
@@ -163,27 +172,29 @@ class Client:
         metadata = self._metadata_of(dataset)
         if not path:
             return Dated(FileInfo("", "directory"), math.inf)
+        generation, epoch = metadata.generation, metadata.epoch
         known = metadata.info(path)
         if known is None:
             known = self._ask(
                 dataset,
                 path.rpartition("/")[0],
-                lambda near: near.info(dataset, path),
+                lambda near: near.info(dataset, path, epoch),
                 lambda source: source.info(path),
             )
-            metadata.put_info(*known)
+            metadata.put_info(*known, generation=generation)
         return known
 
     def dated_list(self, dataset: str, path: str) -> Dated[builtins.list[FileInfo]]:
         """As `list`, with the seconds for which the answer may be believed. The list is shared: do not change it."""
         path = clean_path(path)
         metadata = self._metadata_of(dataset)
+        generation, epoch = metadata.generation, metadata.epoch
         known = metadata.listing(path)
         if known is None:
             known = self._ask(
-                dataset, path, lambda near: near.list(dataset, path), lambda source: source.list(path)
+                dataset, path, lambda near: near.list(dataset, path, epoch), lambda source: source.list(path)
             )
-            metadata.put_listing(path, *known)
+            metadata.put_listing(path, *known, generation=generation)
         return known
 
     def known(self, dataset: str) -> MetadataCache:
@@ -202,17 +213,40 @@ class Client:
             else:
                 yield from self.walk(dataset, entry.path)
 
-    def invalidate(self, dataset: str, path: str = "") -> None:
-        """Forget what is known of the names at and below `path`, here and in the workers that are asked for them."""
+    def invalidate(self, dataset: str, path: str = "", below: bool = False) -> None:
+        """Forget what is known of the names at and below `path`, here and in the workers that this process asks.
+
+        Other processes go on believing what they know, for as long as they may; `Admin.invalidate` is for all.
+
+        Args:
+            dataset: name of the dataset.
+            path: path inside it; "" is all of it.
+            below: have all workers forget, not only the owners of the entry and of its listing: what is listed
+                below a directory may belong to any.
+        """
         path = clean_path(path)
-        self._metadata_of(dataset).invalidate(path)
-        for near in self._keepers(dataset, path.rpartition("/")[0])[
-            :1
-        ]:  # it tells the directory's owner, too
+        metadata = self._metadata_of(dataset)
+        metadata.invalidate(path)
+        for near in self._keepers(dataset, path.rpartition("/")[0]):
             try:
-                near.invalidate(dataset, path)
+                near.invalidate(dataset, path, below)
+                break  # it tells the others
             except RaycacheError as error:  # what it knew is gone with it, or is asked of another from now on
                 log.info("names of %s/%s not forgotten by a worker: %s", dataset, path, error)
+        metadata.invalidate(path)  # another thread may have asked meanwhile
+
+    def invalidated(self, dataset: str, epoch: int) -> tuple[int, builtins.list[str]]:
+        """What of a dataset's names was declared changed on the cluster, as far as this process has heard. Asks nobody.
+
+        Args:
+            dataset: name of the dataset.
+            epoch: what the caller has taken notice of.
+
+        Returns:
+            The epoch up to which that is so, and the paths since; "" is all of it.
+        """
+        with self._lock:
+            return self._epoch, self._invalidations.after(epoch, dataset)
 
     # -- bytes --------------------------------------------------------------------------------------------
 
@@ -296,6 +330,8 @@ class Client:
         if self._engine is not None:
             self._engine.close()
         self.peers.close()
+        if self._on_close is not None:
+            self._on_close()
 
     # -- inside -------------------------------------------------------------------------------------------
 
@@ -355,8 +391,9 @@ class Client:
         self._keep_up()
         cache = self._metadata.get(dataset)
         if cache is None:
-            cache = MetadataCache(metadata_ttl(self.dataset(dataset)))
-            cache = self._metadata.setdefault(dataset, cache)
+            ttl = metadata_ttl(self.dataset(dataset))
+            with self._lock:
+                cache = self._metadata.setdefault(dataset, MetadataCache(ttl, epoch=self._epoch))
         return cache
 
     def _source(self, name: str) -> DatasetSource:
@@ -397,6 +434,11 @@ class Client:
             sources = [self._sources.pop(name) for name in changed if name in self._sources]
             for name in changed:
                 self._metadata.pop(name, None)
+            epoch = state.membership.epoch
+            if epoch > self._epoch:
+                for name, cache in self._metadata.items():
+                    cache.keep_up(epoch, state.invalidations.after(self._epoch, name))
+                self._epoch, self._invalidations = epoch, state.invalidations
         for source in sources:
             source.close()
         self.peers.update(state.membership)
