@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench bench-fuse clean
+.PHONY: demo test soak check bench bench-fuse clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,9 @@ demo: $(STAMP)  ## the main job on this machine: S3 server, three Ray nodes, dir
 
 test: $(STAMP)  ## every test this machine can run; says what was skipped and why
 	$(PY) -m pytest
+
+soak: $(STAMP)  ## readers on all fronts while objects change, processes die, the store fails: make soak MINUTES=30
+	$(PY) -m tests.soak --minutes $(or $(MINUTES),3)
 
 check: $(STAMP)  ## format, lint, types, layers
 	$(VENV)/bin/ruff format --check .

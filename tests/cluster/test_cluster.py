@@ -21,7 +21,7 @@ from raycache.actors import kv as keys
 from raycache.actors.control import Control
 from raycache.actors.coordinator import NAME
 from raycache.spec import load_documents
-from tests.cluster.conftest import Cache
+from tests.support.cache import Cache
 from tests.support.raycluster import left_behind, until
 from tests.support.s3proxy import Fault
 

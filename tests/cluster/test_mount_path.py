@@ -18,8 +18,8 @@ from raycache import mountinfo
 from raycache.actors import kv as keys
 from raycache.errors import MountError, NotMountedError
 from raycache.fuse import device, mounts
-from tests.cluster.conftest import Cache
 from tests.fuse.conftest import WHY_NOT
+from tests.support.cache import Cache
 from tests.support.raycluster import until
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)

@@ -15,7 +15,7 @@ import ray.data
 from PIL import Image
 
 from raycache import arrow_filesystem
-from tests.cluster.conftest import Cache
+from tests.support.cache import Cache
 from tests.support.seaweed import REGION
 
 ROWS = 120_000
