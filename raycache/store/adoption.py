@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from raycache.blocks import runs
 from raycache.errors import IntegrityError
-from raycache.store import files, index, moving
+from raycache.store import files, index, moving, scrubbing, watching
 from raycache.store.cached_object import CachedObject
 from raycache.store.tiers import Tier
 
@@ -49,6 +49,8 @@ def _candidates(tier: Tier) -> list[str]:
     """Ids of which there are a data and an index file; all else in the tier's folders is removed."""
     names = {str(path) for path in tier.remnants()}
     ids = []
+    for name in (watching.PROBE, scrubbing.NAME + moving.NEW):
+        _unlink(os.path.join(tier.path, name))
     for name in sorted(names):
         object_id, dot, kind = os.path.basename(name).partition(".")
         data, entries = index.data_path(tier.path, object_id), index.index_path(tier.path, object_id)
@@ -56,11 +58,15 @@ def _candidates(tier: Tier) -> list[str]:
             ids.append(object_id)
         elif not (kind == "index" and name == entries and data in names):
             _log.info("%s: left over, removed", name)
-            try:
-                files.unlink(name)
-            except OSError as error:
-                _log.warning("%s: cannot be removed: %s", name, error)
+            _unlink(name)
     return ids
+
+
+def _unlink(name: str) -> None:
+    try:
+        files.unlink(name)
+    except OSError as error:
+        _log.warning("%s: cannot be removed: %s", name, error)
 
 
 def _remove(tier: Tier, object_id: str, why: str) -> None:
@@ -111,6 +117,8 @@ def _take_over(tier: Tier, loaded: index.Loaded, data_fd: int, index_fd: int, al
         # Bytes that were written, but whose block never became present.
         absent = [i for i, state in enumerate(states) if state == index.ABSENT]
         for run in runs(absent, len(absent)):
-            extent = loaded.version.extent_of(run)
-            files.punch_hole(data_fd, extent.offset, extent.length)
+            offset, length = loaded.version.extent_of(run)
+            if offset + length == loaded.version.size:  # its last page too, of which the file has but a part
+                length = files.round_up(loaded.version.size, tier.page) - offset
+            files.punch_hole(data_fd, offset, length)
     return cached

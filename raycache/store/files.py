@@ -131,7 +131,8 @@ def mark_read(fd: int, status: os.stat_result) -> None:
 
 def boot_id() -> bytes:
     """16 bytes that change whenever the kernel starts, so that what the page cache held then can be told from
-    what reached the disk (proc(5)). All zero where the kernel does not say: then no boot is told from another."""
+    what reached the disk (proc(5)). Where the kernel does not say (some sandboxes have no such file) they are this
+    process's own: it then trusts what it has itself checked, and nobody else's."""
     return _boot_id("/proc/sys/kernel/random/boot_id")
 
 
@@ -140,4 +141,4 @@ def _boot_id(path: str) -> bytes:
     try:
         return bytes.fromhex(Path(path).read_text().strip().replace("-", ""))
     except (OSError, ValueError):
-        return bytes(16)
+        return os.urandom(16)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from raycache.blocks import MiB, ObjectVersion
 from raycache.metrics import CORRUPT_BLOCKS, SCRUBBED_BYTES, Metrics
-from raycache.store import index, opening
+from raycache.store import files, index, moving, opening
 from raycache.store.cached_object import CachedObject, Pin
 from raycache.store.quiet import LOOK_S, Quiet
 from raycache.store.space import Space
@@ -55,7 +55,8 @@ _ROTTEN = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG})
 _JOIN_S = 5.0
 """Longest wait for the thread at the end: on a disk that hangs it may never come back. It is a daemon."""
 
-_NAME = "SCRUB"
+NAME = "SCRUB"
+"""Name of the file in a tier's directory that keeps the scrubber's position."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,21 @@ class Position:
     def load(cls, directory: str) -> Position:
         """What was saved; the beginning, if there is nothing of use."""
         try:
-            data = json.loads(Path(directory, _NAME).read_text())
+            data = json.loads(Path(directory, NAME).read_text())
             return cls(str(data["object_id"]), int(data["block"]), float(data["began"]))
         except (OSError, ValueError, KeyError, TypeError):
             return cls()
 
     def save(self, directory: str) -> None:
         """Write it down. Losing it costs reading some blocks again, so no failure matters."""
-        path = os.path.join(directory, _NAME)
+        path = os.path.join(directory, NAME)
         with contextlib.suppress(OSError):
-            Path(path + ".new").write_text(json.dumps(asdict(self)))
-            os.replace(path + ".new", path)
+            fd = files.create(path + moving.NEW)
+            try:
+                files.pwrite_all(fd, memoryview(json.dumps(asdict(self)).encode("ascii")), 0)
+            finally:
+                os.close(fd)
+            os.replace(path + moving.NEW, path)
 
 
 class Scrubber:
