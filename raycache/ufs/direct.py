@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from raycache.errors import IntegrityError, StaleObjectError
 from raycache.ufs.base import ObjectInfo, Sink
+from raycache.ufs.pace import Pace
 
 CONNECT_TIMEOUT_S = 5.0
 """Longest wait for a connection, as of the general client."""
@@ -77,7 +78,7 @@ class DirectGetter:
 
     Args:
         sign: a presigned URL for a GET of a key.
-        clock: seconds, monotonic.
+        clock: seconds, monotonic: for the age of connections and the least rate of answers.
     """
 
     def __init__(self, sign: Callable[[str], str], clock: Callable[[], float] = time.monotonic) -> None:
@@ -94,6 +95,7 @@ class DirectGetter:
             HttpFailure: the store answered something else; `failures.judge` knows what.
             StaleObjectError: it answered with another version.
             IntegrityError: the answer is not the range that was asked for, or ended early.
+            TooSlowError: the answer comes too slowly (see `pace.py`).
             OSError: the connection failed.
         """
         url = urlsplit(self._sign(key))
@@ -105,10 +107,10 @@ class DirectGetter:
         connection, answer = self._request(target, headers)
         try:
             if answer.status != 206:
-                body = answer.read(ERROR_BODY).decode("utf-8", "replace")
+                body = _refusal(answer, Pace(self._clock)).decode("utf-8", "replace")
                 raise HttpFailure(f"status: {answer.status} {body}", retry_after_s(answer.headers))
             _check(answer, offset, length, expected, where)
-            _receive(answer, length, sink, where)
+            _receive(answer, length, sink, Pace(self._clock), where)
         except http.client.HTTPException as error:
             connection.close()
             raise ConnectionResetError(f"the answer broke off: {type(error).__name__}") from None
@@ -222,11 +224,28 @@ def _check(
         raise IntegrityError(f"the store announced {answer.length} of {length} bytes", where=where)
 
 
-def _receive(answer: http.client.HTTPResponse, length: int, sink: Sink, where: str) -> None:
+def _refusal(answer: http.client.HTTPResponse, pace: Pace) -> bytes:
+    """The beginning of a refusal's body."""
+    body = b""
+    while len(body) < ERROR_BODY and (piece := answer.read1(ERROR_BODY - len(body))):
+        pace.got(len(piece))
+        body += piece
+    return body
+
+
+def _receive(answer: http.client.HTTPResponse, length: int, sink: Sink, pace: Pace, where: str) -> None:
     received = 0
     while received < length:
-        taken = answer.readinto(sink.room())
-        if not taken:
-            raise IntegrityError(f"the store sent {received} of {length} bytes", where=where)
-        sink.filled(taken)
-        received += taken
+        room = sink.room()[: length - received]
+        at = 0
+        while at < len(room):
+            # Not `answer.readinto`, which returns only when there is no room left: a drip would go unseen.
+            taken = answer.fp.readinto1(room[at:])
+            if not taken:
+                raise IntegrityError(f"the store sent {received + at} of {length} bytes", where=where)
+            pace.got(taken)
+            at += taken
+        sink.filled(at)
+        received += at
+    answer.length = 0  # what is left of the body
+    answer.read()  # so that the answer knows that it is over

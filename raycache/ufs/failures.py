@@ -29,6 +29,7 @@ from raycache.errors import (
     UnderStoreError,
 )
 from raycache.ufs.direct import HttpFailure
+from raycache.ufs.pace import LEAST_RATE, TooSlowError
 from raycache.ufs.retry import Failure
 
 CATCH: tuple[type[Exception], ...] = (BaseError, OSError, ValueError, HttpFailure)
@@ -81,6 +82,10 @@ def judge(error: Exception, where: str, *, listing: bool = False) -> Failure:
     """
     if isinstance(error, RaycacheError):
         return Failure(error, transient=isinstance(error, IntegrityError))
+    if isinstance(error, TooSlowError):
+        what = f"the store sends less than {LEAST_RATE} bytes/s"
+        hint = "look at the store, and at the network between it and this machine"
+        return Failure(UnderStoreError(what, where=where, hint=hint), transient=True)
     text = str(error)
     found = _STATUS.search(text)
     status = int(found.group(1)) if found else 0

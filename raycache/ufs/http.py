@@ -83,7 +83,7 @@ class HttpStore(ObstoreStore):
             raise ObjectNotFoundError("this is a file, not a directory", where=where)
         if answer.meta["size"] > INDEX_LIMIT:
             raise UnderStoreError(f"the index page is larger than {INDEX_LIMIT} bytes", where=where)
-        page = call(lambda: bytes(obstore.get(self._store, prefix).bytes()), prefix)
+        page = call(lambda: b"".join(self._pieces(obstore.get(self._store, prefix))), prefix)
         links = _Links()
         links.feed(page.decode("utf-8", "replace"))
         base = self.uri + "/" + (quote(prefix) + "/" if prefix else "")

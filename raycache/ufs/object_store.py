@@ -8,13 +8,13 @@ and keeps the deadline.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 import obstore
 
-from raycache.blocks import KiB
 from raycache.errors import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -29,6 +29,7 @@ from raycache.metrics import STORE_BYTES, STORE_GETS, Metrics
 from raycache.ufs.base import Buffer, Listing, ObjectInfo, Sink, check_range, object_where
 from raycache.ufs.direct import DirectGetter
 from raycache.ufs.failures import CATCH, judge, judge_listing
+from raycache.ufs.pace import Pace
 from raycache.ufs.retry import QUICK, Backoff, Failure, Retrier
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ T = TypeVar("T")
 
 NO_RETRIES: RetryConfig = {"max_retries": 0}
 
-PIECE = 256 * KiB
-"""Least bytes per piece of a poured read: small enough for the processor's cache, large enough that the cost of
-a Python call per piece does not show (measured; docs/design/2026-11-23-cold-reads.md)."""
+AS_IT_COMES = 1
+"""Least bytes per piece of a body: one read of the client's each (up to 400 KiB, with TLS 16 KiB), so that a body that
+drips is seen to. Larger pieces cost as much processor time (measured over HTTP and TLS, 16 KiB to 256 KiB)."""
 
 WALK_CHUNK = 1000
 """Objects taken from the client at once while walking: one page of S3's ListObjectsV2."""
@@ -71,6 +72,7 @@ class ObstoreStore:
         metrics: where GETs, bytes and retries are counted.
         backoff: how long failures are retried.
         direct: a shorter way for large reads (see `direct.py`); closed with the store.
+        clock: seconds, monotonic; for the least rate of bodies (see `pace.py`).
 
     Keys with an empty component (`a//b`) cannot be addressed: the client joins the slashes.
     """
@@ -83,8 +85,10 @@ class ObstoreStore:
         metrics: Metrics | None = None,
         backoff: Backoff | None = None,
         direct: DirectGetter | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.uri = uri
+        self._clock = clock
         self._direct = direct
         self._client: ObjectStore | None = store
         self._metrics = metrics or Metrics()
@@ -147,8 +151,8 @@ class ObstoreStore:
     def read(self, key: str, offset: int, length: int, expected: ObjectInfo) -> Buffer:
         """See `UnderStore.read`."""
 
-        def attempt(where: str) -> memoryview:
-            body = memoryview(self._get(key, offset, length, expected, where).bytes())
+        def attempt(where: str) -> bytes:
+            body = b"".join(self._pieces(self._get(key, offset, length, expected, where)))
             self._arrived(len(body), length, where)
             return body
 
@@ -166,8 +170,7 @@ class ObstoreStore:
                 self._metrics.add(STORE_BYTES, length)
                 return
             received = 0
-            for chunk in self._get(key, offset, length, expected, where).stream(PIECE):
-                piece = memoryview(chunk)
+            for piece in self._pieces(self._get(key, offset, length, expected, where)):
                 received += len(piece)
                 sink.feed(piece)
             self._arrived(received, length, where)
@@ -231,6 +234,14 @@ class ObstoreStore:
         if not (found.etag and expected.etag) and found.mtime_ns != expected.mtime_ns:
             raise StaleObjectError("the object has changed since it was opened", where=where)
         return answer
+
+    def _pieces(self, answer: GetResult) -> Iterator[memoryview]:
+        """An answer's body as it comes. Raises TooSlowError (what is left of it is given up with the connection)."""
+        pace = Pace(self._clock)
+        for chunk in answer.stream(AS_IT_COMES):
+            piece = memoryview(chunk)
+            pace.got(len(piece))
+            yield piece
 
     def _arrived(self, received: int, length: int, where: str) -> None:
         if received != length:
