@@ -1,4 +1,5 @@
-"""One suite that every under-store passes: S3, local files, fsspec, HTTP."""
+"""One suite that every under-store passes: S3 (SeaweedFS and moto), local files, HTTP, memory, and whatever else
+fsspec brings: `memory` is fsspec's own filesystem, with times; `fsspec` is a third party's, with tags."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import boto3
 import fsspec
 import pytest
 
@@ -23,7 +25,9 @@ from raycache.errors import (
 )
 from raycache.metrics import STORE_BYTES, STORE_GETS, Metrics
 from raycache.ufs import Backoff, UnderStore, open_store
+from tests.support.motoserver import moto_server
 from tests.support.seaweed import SeaweedS3
+from tests.support.shelf import SHELVES
 from tests.support.webserver import WebServer
 
 BODY = os.urandom(3 << 20)
@@ -98,15 +102,29 @@ def opened(uri: str, options: dict[str, str], put: Writer, missing_root: str) ->
         store.close()
 
 
-@pytest.fixture(params=["s3", "local", "memory", "http", "http-weak-etags", "http-without-etags"])
+KINDS = ["s3", "s3-moto", "local", "memory", "fsspec", "http", "http-weak-etags", "http-without-etags"]
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """The endpoint of a moto server."""
+    with moto_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=KINDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     """Each kind of store, holding TREE below its root and something else beside it."""
     with contextlib.ExitStack() as stack:
         root = tmp_path / "root" / "prefix"
         if request.param == "s3":
             yield stack.enter_context(s3(request))
+        elif request.param == "s3-moto":
+            yield stack.enter_context(s3_of_moto(request.getfixturevalue("moto")))
         elif request.param == "memory":
             yield stack.enter_context(memory())
+        elif request.param == "fsspec":
+            yield stack.enter_context(shelf())
         elif request.param == "local":
             root.mkdir(parents=True)
 
@@ -138,15 +156,65 @@ def s3(request: pytest.FixtureRequest) -> Iterator[Backend]:
     client: Any = request.getfixturevalue("s3_client")
     options: dict[str, str] = request.getfixturevalue("s3_options")
     server.put(bucket, "prefix-of-others/other.bin", b"not below the root")
+    put = s3_writer(client, bucket)
+    with opened(f"s3://{bucket}/prefix", options, put, f"s3://no-{bucket}/prefix") as backend:
+        yield backend
 
+
+def s3_writer(client: Any, bucket: str) -> Writer:
     def put(key: str, data: bytes | None) -> None:
         if data is None:
             client.delete_object(Bucket=bucket, Key=f"prefix/{key}")
         else:
             client.put_object(Bucket=bucket, Key=f"prefix/{key}", Body=data)
 
-    with opened(f"s3://{bucket}/prefix", options, put, f"s3://no-{bucket}/prefix") as backend:
-        yield backend
+    return put
+
+
+@contextlib.contextmanager
+def s3_of_moto(endpoint: str) -> Iterator[Backend]:
+    client = boto3.client(
+        "s3",
+        region_name="us-east-1",
+        endpoint_url=endpoint,
+        aws_access_key_id="somebody",
+        aws_secret_access_key="secret",
+    )
+    bucket = uuid.uuid4().hex
+    options = {
+        "endpoint": endpoint,
+        "region": "us-east-1",
+        "access_key_id": "somebody",
+        "secret_access_key": "secret",
+    }
+    try:
+        client.create_bucket(Bucket=bucket)
+        client.put_object(Bucket=bucket, Key="prefix-of-others/other.bin", Body=b"not below the root")
+        put = s3_writer(client, bucket)
+        with opened(f"s3://{bucket}/prefix", options, put, f"s3://no-{bucket}/prefix") as backend:
+            yield backend
+    finally:
+        client.close()
+
+
+@contextlib.contextmanager
+def shelf() -> Iterator[Backend]:
+    name = uuid.uuid4().hex
+    objects = SHELVES[name] = {"root-of-others/other.bin": b"not below the root"}
+
+    def put(key: str, data: bytes | None) -> None:
+        if data is None:
+            del objects[f"root/{key}"]
+        else:
+            objects[f"root/{key}"] = data
+
+    try:
+        with opened(
+            f"shelf://{name}/root", {"reader": "somebody"}, put, f"shelf://no-{name}/root"
+        ) as backend:
+            yield backend
+    finally:
+        del SHELVES[name]
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 import boto3
 import pytest
 from botocore.config import Config
-from moto.server import ThreadedMotoServer
 
 from raycache.errors import AccessDeniedError, BucketNotFoundError, ObjectNotFoundError
 from raycache.ufs import Backoff, UnderStore, open_store
-from tests.support.leaks import lasting
+from tests.support.motoserver import moto_server
 
 BODY = b"bytes that only the role may read"
 IMPATIENT = Backoff(deadline_s=0.05, base_s=0.001, cap_s=0.01)
@@ -45,7 +43,11 @@ class Aws:
         self.endpoint = endpoint
         self.post("reset")
         self.post("reset-auth", "1000000")
-        made = {"endpoint_url": endpoint, "aws_access_key_id": "setup", "aws_secret_access_key": "setup"}
+        made: dict[str, Any] = {
+            "endpoint_url": endpoint,
+            "aws_access_key_id": "setup",
+            "aws_secret_access_key": "setup",
+        }
         once = Config(request_checksum_calculation="when_required")
         s3 = boto3.client("s3", region_name="us-east-1", config=once, **made)
         iam = boto3.client("iam", region_name="us-east-1", **made)
@@ -79,14 +81,8 @@ class Aws:
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
     """The endpoint of a moto server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
-    with lasting():
-        server.start()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
+    with moto_server() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
