@@ -306,7 +306,10 @@ class Soak:
     def _settle(self) -> None:
         """Wait until all workers are there again and hold the dataset, and no answer of the storm is believed."""
 
+        rows: list[dict[str, Any]] = []
+
         def settled() -> bool:
+            nonlocal rows
             try:
                 rows = self.cache.admin.get("workers")
             except RaycacheError:
@@ -315,7 +318,11 @@ class Soak:
                 row["datasets"] == ["ds"] for row in rows
             )
 
-        until(settled, "all workers are back", PATIENCE_S)
+        try:
+            until(settled, "all workers are back", PATIENCE_S)
+        except AssertionError as late:
+            told = [(row["node_id"], row["state"], row["reason"], row["datasets"]) for row in rows]
+            raise AssertionError(f"{late}: {told}") from None
         if self.point:
             until(
                 lambda: self.cache.admin.describe("datasets", "ds")["mount"]["mounted_on"] == 3,
