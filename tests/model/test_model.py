@@ -1,0 +1,52 @@
+"""The cache against a dict of bytes: on every front, under change, faults, restarts and eviction.
+
+`MODEL_EXAMPLES=1000 python -m pytest tests/model` runs longer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.fuse.conftest import WHY_NOT
+from tests.model.machine import CacheMachine
+from tests.model.understores import Bucket, Directory, ThirdParty
+from tests.support.s3proxy import S3Proxy
+from tests.support.seaweed import SeaweedS3
+
+STEPS = int(os.environ.get("MODEL_STEPS", "40"))
+
+pytestmark = pytest.mark.timeout(0)  # Hypothesis takes its time to shrink what it finds
+
+
+def run(new_store: Callable[[Path], ThirdParty], examples: int, *, mounts: bool = False) -> None:
+    """Run so many histories (or as many as MODEL_EXAMPLES says)."""
+    run_state_machine_as_test(
+        lambda: CacheMachine(new_store, mounts=mounts),  # type: ignore[arg-type]  # a factory will do
+        settings=settings(
+            max_examples=int(os.environ.get("MODEL_EXAMPLES", examples)),
+            stateful_step_count=STEPS,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_over_a_directory() -> None:
+    run(Directory, 20)
+
+
+def test_over_s3_that_fails(s3_server: SeaweedS3, s3_proxy: S3Proxy, bucket: str) -> None:
+    numbers = itertools.count()
+    run(lambda _: Bucket(s3_server, s3_proxy, bucket, f"p{next(numbers)}"), 15)
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+def test_over_a_directory_and_by_a_mount() -> None:
+    run(Directory, 6, mounts=True)
