@@ -62,6 +62,7 @@ class Operation:
         missing: what could not be cached, largest first, at most `MAX_MISSING` entries.
         missing_count: how many there were.
         message: why it failed, for a person to read.
+        error: class of the error that ended it (`raycache.errors`); "" if none did.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Operation:
     missing: tuple[Missing, ...] = ()
     missing_count: int = 0
     message: str = ""
+    error: str = ""
 
     @property
     def ended(self) -> bool:
@@ -182,17 +184,17 @@ def completed(
     return replace(ended, phase="Failed", message=message)
 
 
-def failed(operation: Operation, now: float, message: str) -> Operation:
-    """Pending or Executing → Failed, for a reason that is not about single files."""
+def failed(operation: Operation, now: float, message: str, error: str = "") -> Operation:
+    """Pending or Executing → Failed, for a reason that is not about single files; `error` is its class."""
     if operation.ended:
         raise _illegal(operation, "fail")
-    return replace(operation, phase="Failed", finished=now, message=message)
+    return replace(operation, phase="Failed", finished=now, message=message, error=error)
 
 
 def retried(operation: Operation, now: float) -> Operation:
     """Failed → Pending: asked for again. Times and counts begin anew."""
     _require(operation, "Failed", "retry")
-    return _anew(replace(operation, created=now, started=None, finished=None, message=""))
+    return _anew(replace(operation, created=now, started=None, finished=None, message="", error=""))
 
 
 def recovered(operation: Operation) -> Operation:

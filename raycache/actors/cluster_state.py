@@ -9,13 +9,17 @@ from raycache.actors import kv as keys
 from raycache.actors.kv import Kv, get_json, put_json
 from raycache.client import ClusterState
 from raycache.errors import ClusterUnavailableError
+from raycache.invalidations import NONE, Invalidations
 from raycache.membership import Membership
 from raycache.spec import ResolvedDataset
 
 
-def to_wire(membership: Membership, datasets: Mapping[str, ResolvedDataset]) -> dict[str, Any]:
+def to_wire(
+    membership: Membership, datasets: Mapping[str, ResolvedDataset], invalidations: Invalidations
+) -> dict[str, Any]:
     """State as plain data WITH the stores' secrets, for the GCS."""
     return {
+        "invalidations": invalidations.to_wire(),
         "membership": membership.to_wire(),
         "datasets": {name: dataset.wire() for name, dataset in datasets.items()},
     }
@@ -27,18 +31,28 @@ def without_secrets(state: Mapping[str, Any]) -> dict[str, Any]:
         name: {**dataset, "mounts": [{**mount, "secret_options": {}} for mount in dataset["mounts"]]}
         for name, dataset in state["datasets"].items()
     }
-    return {"membership": state["membership"], "datasets": datasets}
+    return {**state, "datasets": datasets}
 
 
 def from_wire(state: Mapping[str, Any], token: str) -> ClusterState:
     """The state that `to_wire` described."""
     datasets = {name: ResolvedDataset.from_wire(dataset) for name, dataset in state["datasets"].items()}
-    return ClusterState(Membership.from_wire(state["membership"]), datasets, token)
+    return ClusterState(
+        Membership.from_wire(state["membership"]),
+        datasets,
+        token,
+        Invalidations.from_wire(state["invalidations"]),
+    )
 
 
-def publish(kv: Kv, membership: Membership, datasets: Mapping[str, ResolvedDataset]) -> None:
+def publish(
+    kv: Kv,
+    membership: Membership,
+    datasets: Mapping[str, ResolvedDataset],
+    invalidations: Invalidations = NONE,
+) -> None:
     """Make a state the current one. The epoch comes last: who sees it finds a state at least as new."""
-    put_json(kv, keys.STATE, to_wire(membership, datasets))
+    put_json(kv, keys.STATE, to_wire(membership, datasets, invalidations))
     put_json(kv, keys.EPOCH, membership.epoch)
 
 

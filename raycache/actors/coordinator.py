@@ -53,6 +53,14 @@ SETTLE_S = 60.0
 """Longest wait of an apply or a delete for the workers to follow; they go on after it."""
 
 EVICT_TIMEOUT_S = 120.0
+
+TELL_S = 5.0
+"""Longest wait of an invalidation for the workers to say that they have heard of it; those late hear of it from
+whoever asks them."""
+
+HEARD_S = 2.0
+"""Seconds after which everybody has heard of an invalidation who looks every second, as clients
+(`peers.REFRESH_INTERVAL_S`) and mounts (`fuse.server.LOOK_S`) do."""
 STOP_TIMEOUT_S = 60.0
 
 _DOCUMENT_KINDS = {"datasets": "Dataset", "runtimes": "CacheRuntime", "secrets": "Secret"}
@@ -161,6 +169,23 @@ class Coordinator:
                 except WorkerUnavailableError as error:
                     log.warning("nothing evicted at %s: %s", worker.address, error)
         return freed
+
+    @answered
+    def invalidate(self, dataset: str, paths: Sequence[str], wait: bool) -> dict[str, str]:
+        """Have everybody forget the names at and below paths; nodes whose worker did not say that it has, and why.
+
+        Args:
+            dataset: name of the dataset.
+            paths: in it; "" is all of it.
+            wait: until who is not told, but looks, has heard of it.
+        """
+        self._catalog.entry("Dataset", dataset)
+        epoch = self._reconciler.invalidate(dataset, paths, SETTLE_S)
+        published = time.monotonic()
+        answers = self._reconciler.ask_workers("ping", epoch, timeout_s=TELL_S)
+        if wait:
+            time.sleep(max(0.0, published + HEARD_S - time.monotonic()))
+        return {node: str(answer) for node, answer in answers.items() if isinstance(answer, RaycacheError)}
 
     @answered
     def stop(self, purge: bool) -> dict[str, Any]:
@@ -354,14 +379,14 @@ class Coordinator:
 
     def _connect(self) -> Client:
         """A client of this cluster: for names and for asking workers. Close it."""
-        state = ClusterState(self._reconciler.membership, self._datasets, self._token)
-        return Client(state, refresh=self._state_if_newer)
+        return Client(self._state(), refresh=self._state_if_newer)
+
+    def _state(self) -> ClusterState:
+        membership, invalidations = self._reconciler.membership, self._reconciler.invalidations
+        return ClusterState(membership, self._datasets, self._token, invalidations)
 
     def _state_if_newer(self, known_epoch: int) -> ClusterState | None:
-        membership = self._reconciler.membership
-        if membership.epoch == known_epoch:
-            return None
-        return ClusterState(membership, self._datasets, self._token)
+        return None if self._reconciler.membership.epoch == known_epoch else self._state()
 
     def _usages(self) -> dict[str, Any]:
         answers = self._reconciler.ask_workers("usage")

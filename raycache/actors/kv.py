@@ -13,7 +13,7 @@ from raycache.errors import ClusterUnavailableError
 from raycache.settings import NAMESPACE
 
 STATE = "state"
-"""Membership, resolved datasets and token: what a client must know (`cluster_state`)."""
+"""Membership, resolved datasets and what was invalidated: what a client must know (`cluster_state`)."""
 EPOCH = "epoch"
 """Only the number, for a cheap look whether `STATE` has changed."""
 DOCUMENTS = "documents"

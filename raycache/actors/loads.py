@@ -173,7 +173,7 @@ class Loads:
         except Cancelled:
             return
         except RaycacheError as error:
-            self._fail(step, name, str(error))
+            self._fail(step, name, str(error), type(error).__name__)
         except Exception as error:
             # A thread of a pool: nobody else would hear of it, and the load would run for ever.
             log.exception("load %s", name)
@@ -184,9 +184,9 @@ class Loads:
         elif load.phase == "Failed":
             self._events.add("DataLoad", name, "Failed", load.message, type="Warning")
 
-    def _fail(self, step: Callable[..., None], name: str, message: str) -> None:
+    def _fail(self, step: Callable[..., None], name: str, message: str, kind: str = "") -> None:
         try:
-            step(operations.failed, self._clock(), message)
+            step(operations.failed, self._clock(), message, kind)
         except RaycacheError as error:
             log.info("load %s: %s, after: %s", name, error, message)
 
@@ -215,5 +215,6 @@ def row(load: Operation) -> dict[str, Any]:
         "missing": [{"path": item.path, "bytes": item.bytes, "reason": item.reason} for item in load.missing],
         "missing_count": load.missing_count,
         "reason": load.message,
+        "error": load.error,
         "target": load.spec.get("target", []),
     }

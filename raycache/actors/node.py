@@ -18,6 +18,7 @@ from raycache.actors.volumes import LocalVolume, Purge
 from raycache.engine import Engine, EngineService, Peers
 from raycache.errors import ClusterUnavailableError, RaycacheError, to_wire
 from raycache.flight import FlightServer, PeerPool
+from raycache.invalidations import Invalidations
 from raycache.membership import Membership, Worker
 from raycache.metrics import Metrics
 from raycache.spec import ResolvedDataset
@@ -188,5 +189,7 @@ class NodeWorker:
             return
         state = get_json(self._kv, keys.STATE)
         if state is not None:
+            membership = Membership.from_wire(state["membership"])
+            self.engine.keep_up(membership.epoch, Invalidations.from_wire(state["invalidations"]))
             self._state = cluster_state.without_secrets(state)
-            self._peers.update(Membership.from_wire(state["membership"]))
+            self._peers.update(membership)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,8 @@ from raycache.actors.events import Events
 from raycache.actors.kv import Kv, get_json, put_json
 from raycache.actors.reservation import Reservations
 from raycache.actors.seat import Seat
-from raycache.errors import RaycacheError, SpecError, WorkerUnavailableError
+from raycache.errors import ClusterUnavailableError, RaycacheError, SpecError, WorkerUnavailableError
+from raycache.invalidations import Invalidations
 from raycache.membership import Membership, Worker
 from raycache.spec import ResolvedDataset, humanize_size
 
@@ -66,9 +67,13 @@ class Reconciler:
         state = get_json(kv, keys.STATE)
         self._published: dict[str, ResolvedDataset] = {}
         self._membership = Membership.from_wire(get_json(kv, keys.LAST) or Membership().to_wire())
+        # Who read before a stop has missed what was invalidated at its end.
+        self._invalidations = Invalidations(since=self._membership.epoch)
+        self._to_invalidate: list[tuple[str, str]] = []
         if state is not None:
             former = cluster_state.from_wire(state, "")
             self._membership, self._published = former.membership, dict(former.datasets)
+            self._invalidations = former.invalidations
         self._last_ids: dict[str, str] = get_json(kv, keys.SEATS) or {}
         self._reservations = Reservations()
         self._mount_events = mount_reports.MountEvents(events)
@@ -101,6 +106,28 @@ class Reconciler:
             self._wanted = dict(datasets)
             self._settled = {}
         self._wake.set()
+
+    def invalidate(self, dataset: str, paths: Sequence[str], timeout_s: float) -> int:
+        """Publish that names at and below paths of a dataset have changed.
+
+        Returns:
+            The epoch at which that is so, once it is published.
+
+        Raises:
+            ClusterUnavailableError: it is not published within `timeout_s`. It will be, unless this process ends.
+        """
+        names = [(dataset, path) for path in paths]
+        with self._changed:
+            self._to_invalidate += names
+        self._wake.set()
+        if not self.wait(lambda: not set(names) & set(self._to_invalidate), timeout_s):
+            raise ClusterUnavailableError("the Ray cluster's store does not answer", hint="see `ray status`")
+        return self._membership.epoch
+
+    @property
+    def invalidations(self) -> Invalidations:
+        """The invalidations as published."""
+        return self._invalidations
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Wait until something is so; looked at after every look at the cluster. False if it never was."""
@@ -301,16 +328,23 @@ class Reconciler:
             self._membership, self._last_ids, reporting, returning, unsettled, self._forgotten
         )
         datasets = dict(wanted)
-        if membership is self._membership and datasets == self._published:
+        names = list(self._to_invalidate)
+        if membership is self._membership and datasets == self._published and not names:
             return False
         if membership is self._membership:
             membership = replace(membership, epoch=membership.epoch + 1)
         put_json(self._kv, keys.SEATS, last_ids)
-        cluster_state.publish(self._kv, membership, datasets)
+        # A dataset that leads elsewhere now has other names: processes know that by themselves, kernels do not.
+        elsewhere = [(name, "") for name, d in datasets.items() if self._published.get(name, d) != d]
+        invalidations = self._invalidations.added(membership.epoch, [*names, *elsewhere])
+        cluster_state.publish(self._kv, membership, datasets, invalidations)
         for worker in membership.workers:
             if self._membership.worker(worker.id) is None:
                 log.warning("epoch %d: worker %s at %s", membership.epoch, worker.id, worker.address)
+        self._invalidations = invalidations  # before the epoch at which they are complete
         self._membership, self._last_ids, self._published = membership, last_ids, datasets
+        with self._changed:
+            del self._to_invalidate[: len(names)]
         return True
 
     def _attached(self, name: str, plan: Mapping[str, Mapping[str, ResolvedDataset]]) -> bool:

@@ -82,6 +82,7 @@ def _make() -> typer.Typer:
     program.command()(resources.delete)
     program.command()(loads.load)
     program.command()(loads.evict)
+    program.command()(loads.invalidate)
     program.command()(mount.mount)
     program.command()(mount.unmount)
     # What follows the first word is the command's, dashes and all.

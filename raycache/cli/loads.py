@@ -1,4 +1,4 @@
-"""`load` and `evict`: bring data into the cache before it is needed, and out of it."""
+"""`load`, `evict`, `invalidate`: bring data into the cache before it is needed, out of it, and look it up anew."""
 
 from __future__ import annotations
 
@@ -84,3 +84,29 @@ def evict(
     print_lines([f"dataset/{dataset}: {size(freed)} freed"])
     if not freed and path:
         warn(f"nothing of {path} was cached, or what was is being read")
+
+
+def invalidate(
+    ctx: typer.Context,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Name of the dataset.")],
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH]...", help="Files or directories in it. Default: all of it."),
+    ] = None,
+    no_wait: Annotated[
+        bool,
+        typer.Option(
+            "--no-wait", help="Do not wait until clients and mounts have heard of it.", show_default=False
+        ),
+    ] = False,
+    address: common.Address = None,
+) -> None:
+    """Have a dataset's names looked up anew, because they have changed in the store.
+
+    What is opened afterwards is what the store has, in every consistency mode. Open files go on.
+    """
+    admin = common.backend(ctx).admin(common.address(ctx, address))
+    late = admin.invalidate(dataset, paths or ["/"], wait=not no_wait)
+    for node, why in sorted(late.items()):
+        warn(f"node {node[:12]}: {why}; its worker hears of it from the next who asks it")
+    print_lines([f"dataset/{dataset} invalidated"])

@@ -11,9 +11,9 @@ from typing import Any, Protocol, TextIO
 import typer
 
 from raycache.cli.backend import AdminLike
-from raycache.cli.failures import Exit, say
+from raycache.cli.failures import Exit, say, status_of
 from raycache.cli.output import duration, percentage, size
-from raycache.errors import ClusterUnavailableError, NotFoundError, OperationFailedError
+from raycache.errors import ClusterUnavailableError, NotFoundError, OperationFailedError, from_wire
 
 Row = Mapping[str, Any]
 
@@ -74,7 +74,7 @@ def follow(
         raise typer.Exit(Exit.INTERRUPTED) from None
     if row["phase"] == "Failed":
         _explain(name, row, hint)
-        raise typer.Exit(Exit.FAILED)
+        raise typer.Exit(_status(row))
 
 
 def _states(
@@ -113,6 +113,12 @@ def _states(
                     hint=f"`raycache describe dataload/{name}` shows how far it is",
                 )
         sleep(wait)
+
+
+def _status(row: Row) -> Exit:
+    """4 or 5 for a load of what does not exist, or may not be read; 1 for all else."""
+    status = status_of(from_wire({"error": str(row.get("error") or "")}))
+    return status if status in (Exit.NOT_FOUND, Exit.DENIED) else Exit.FAILED
 
 
 def _explain(name: str, row: Row, hint: str) -> None:

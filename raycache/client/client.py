@@ -37,7 +37,7 @@ from raycache.errors import (
     WorkerUnavailableError,
 )
 from raycache.flight import PeerPool
-from raycache.invalidations import Invalidations
+from raycache.invalidations import NONE, Invalidations
 from raycache.membership import Membership, Worker
 from raycache.metrics import Metrics
 from raycache.spec import ResolvedDataset
@@ -64,7 +64,7 @@ class ClusterState:
     membership: Membership
     datasets: Mapping[str, ResolvedDataset]
     token: str = field(default="", repr=False)
-    invalidations: Invalidations = Invalidations()
+    invalidations: Invalidations = NONE
 
 
 class Client:
@@ -213,7 +213,7 @@ class Client:
             else:
                 yield from self.walk(dataset, entry.path)
 
-    def invalidate(self, dataset: str, path: str = "", below: bool = False) -> None:
+    def invalidate(self, dataset: str, path: str = "", thorough: bool = False) -> None:
         """Forget what is known of the names at and below `path`, here and in the workers that this process asks.
 
         Other processes go on believing what they know, for as long as they may; `Admin.invalidate` is for all.
@@ -221,19 +221,18 @@ class Client:
         Args:
             dataset: name of the dataset.
             path: path inside it; "" is all of it.
-            below: have all workers forget, not only the owners of the entry and of its listing: what is listed
-                below a directory may belong to any.
+            thorough: as for `Engine.invalidate`.
         """
         path = clean_path(path)
         metadata = self._metadata_of(dataset)
-        metadata.invalidate(path)
+        metadata.invalidate(path, thorough)
         for near in self._keepers(dataset, path.rpartition("/")[0]):
             try:
-                near.invalidate(dataset, path, below)
+                near.invalidate(dataset, path, thorough)
                 break  # it tells the others
             except RaycacheError as error:  # what it knew is gone with it, or is asked of another from now on
                 log.info("names of %s/%s not forgotten by a worker: %s", dataset, path, error)
-        metadata.invalidate(path)  # another thread may have asked meanwhile
+        metadata.invalidate(path, thorough)  # another thread may have asked meanwhile
 
     def invalidated(self, dataset: str, epoch: int) -> tuple[int, builtins.list[str]]:
         """What of a dataset's names was declared changed on the cluster, as far as this process has heard. Asks nobody.
@@ -432,8 +431,8 @@ class Client:
             former, self._datasets = self._datasets, dict(state.datasets)
             changed = [name for name, dataset in former.items() if self._datasets.get(name) != dataset]
             sources = [self._sources.pop(name) for name in changed if name in self._sources]
-            for name in changed:
-                self._metadata.pop(name, None)
+            for cache in [self._metadata.pop(name) for name in changed if name in self._metadata]:
+                cache.invalidate()  # whoever has asked it is told that the answer holds no more
             epoch = state.membership.epoch
             if epoch > self._epoch:
                 for name, cache in self._metadata.items():

@@ -37,10 +37,10 @@ class Near(Protocol):
 
     remote: bool
 
-    def info(self, dataset: str, path: str) -> Dated[FileInfo]:
-        """The entry at `path`, and how long to believe it."""
+    def info(self, dataset: str, path: str, epoch: int) -> Dated[FileInfo]:
+        """The entry at `path`, and how long to believe it; `epoch` as for `Peers.ask`."""
 
-    def list(self, dataset: str, path: str) -> Dated[list[FileInfo]]:
+    def list(self, dataset: str, path: str, epoch: int) -> Dated[list[FileInfo]]:
         """The entries of a directory, and how long to believe them."""
 
     def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> Sequence[range]:
@@ -58,8 +58,8 @@ class Near(Protocol):
     def recheck(self, version: ObjectVersion, blocks: range) -> None:
         """Have blocks checked that could not be read from the local file; those that are bad are dropped."""
 
-    def invalidate(self, dataset: str, path: str) -> None:
-        """Forget what is known of `path`: it has turned out to be stale."""
+    def invalidate(self, dataset: str, path: str, thorough: bool) -> None:
+        """Forget what is known of `path`; `thorough` as for `Engine.invalidate`."""
 
 
 class WorkerNear:
@@ -78,16 +78,14 @@ class WorkerNear:
         self._worker = worker
         self._views = views
 
-    def info(self, dataset: str, path: str) -> Dated[FileInfo]:
-        answer = self._peers.call(
-            self._worker, "info", {"dataset": dataset, "path": path}, METADATA_TIMEOUT_S
-        )
+    def info(self, dataset: str, path: str, epoch: int) -> Dated[FileInfo]:
+        payload = {"dataset": dataset, "path": path}
+        answer = self._peers.ask(self._worker, "info", payload, METADATA_TIMEOUT_S, epoch)
         return Dated(FileInfo.from_wire(answer["info"]), ttl_from_wire(answer["ttl"]))
 
-    def list(self, dataset: str, path: str) -> Dated[list[FileInfo]]:
-        answer = self._peers.call(
-            self._worker, "list", {"dataset": dataset, "path": path}, METADATA_TIMEOUT_S
-        )
+    def list(self, dataset: str, path: str, epoch: int) -> Dated[list[FileInfo]]:
+        payload = {"dataset": dataset, "path": path}
+        answer = self._peers.ask(self._worker, "list", payload, METADATA_TIMEOUT_S, epoch)
         return Dated([FileInfo.from_wire(info) for info in answer["infos"]], ttl_from_wire(answer["ttl"]))
 
     def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> Sequence[range]:
@@ -124,8 +122,9 @@ class WorkerNear:
     def recheck(self, version: ObjectVersion, blocks: range) -> None:
         self._peers.recheck(self._worker, version, blocks)
 
-    def invalidate(self, dataset: str, path: str) -> None:
-        self._peers.call(self._worker, "invalidate", {"dataset": dataset, "path": path}, METADATA_TIMEOUT_S)
+    def invalidate(self, dataset: str, path: str, thorough: bool) -> None:
+        payload = {"dataset": dataset, "path": path, "thorough": thorough}
+        self._peers.call(self._worker, "invalidate", payload, METADATA_TIMEOUT_S)
 
 
 class EngineNear:
@@ -136,10 +135,10 @@ class EngineNear:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def info(self, dataset: str, path: str) -> Dated[FileInfo]:
+    def info(self, dataset: str, path: str, epoch: int) -> Dated[FileInfo]:
         return self._engine.info(dataset, path)
 
-    def list(self, dataset: str, path: str) -> Dated[list[FileInfo]]:
+    def list(self, dataset: str, path: str, epoch: int) -> Dated[list[FileInfo]]:
         return self._engine.list(dataset, path)
 
     def ensure(self, version: ObjectVersion, blocks: range, ahead: range) -> Sequence[range]:
@@ -159,5 +158,5 @@ class EngineNear:
     def recheck(self, version: ObjectVersion, blocks: range) -> None:
         self._engine.recheck(version, blocks)
 
-    def invalidate(self, dataset: str, path: str) -> None:
-        self._engine.invalidate(dataset, path)
+    def invalidate(self, dataset: str, path: str, thorough: bool) -> None:
+        self._engine.invalidate(dataset, path, thorough=thorough)

@@ -31,6 +31,7 @@ from raycache.errors import (
     UnderStoreError,
     WorkerUnavailableError,
 )
+from raycache.invalidations import Invalidations
 from raycache.metrics import Metrics
 from raycache.spec import ResolvedDataset
 from raycache.store import LocalFile, LocalStore
@@ -68,6 +69,8 @@ class Engine:
         self._fetcher = Fetcher(peers, metrics)
         self._volumes: dict[str, Volume] = {}
         self._reads: dict[str, tuple[int, int]] = {}
+        self._epoch = peers.membership.epoch
+        """What was invalidated up to this epoch is forgotten in all volumes."""
         self._lock = threading.Lock()
 
     # -- datasets -----------------------------------------------------------------------------------------
@@ -78,6 +81,7 @@ class Engine:
         store.mend_with(self._mend)
         with self._lock:
             former = self._volumes.get(dataset.name)
+            volume.metadata.keep_up(self._epoch, ())
             self._volumes[dataset.name] = volume
         if former is not None:
             former.succeeded_by(volume)
@@ -138,10 +142,11 @@ class Engine:
             ObjectNotFoundError, BucketNotFoundError, AccessDeniedError, UnderStoreError.
         """
         volume = self.volume(dataset)
-        known, generation = volume.metadata.info(path), volume.metadata.generation
+        generation, epoch = volume.metadata.generation, volume.metadata.epoch
+        known = volume.metadata.info(path)
         if known is not None:
             return known
-        answer = None if hop else self._ask_owner("info", dataset, path, path.rpartition("/")[0])
+        answer = None if hop else self._ask_owner("info", dataset, path, path.rpartition("/")[0], epoch)
         if answer is None:
             return volume.info(path)
         info = Dated(FileInfo.from_wire(answer["info"]), ttl_from_wire(answer["ttl"]))
@@ -151,48 +156,63 @@ class Engine:
     def list(self, dataset: str, path: str, hop: bool = False) -> Dated[list[FileInfo]]:
         """The entries of the directory at `path`, sorted by path. Arguments and errors as for `info`."""
         volume = self.volume(dataset)
-        known, generation = volume.metadata.listing(path), volume.metadata.generation
+        generation, epoch = volume.metadata.generation, volume.metadata.epoch
+        known = volume.metadata.listing(path)
         if known is not None:
             return known
-        answer = None if hop else self._ask_owner("list", dataset, path, path)
+        answer = None if hop else self._ask_owner("list", dataset, path, path, epoch)
         if answer is None:
             return volume.list(path)
         infos = Dated([FileInfo.from_wire(i) for i in answer["infos"]], ttl_from_wire(answer["ttl"]))
         volume.metadata.put_listing(path, *infos, generation=generation)
         return infos
 
-    def invalidate(self, dataset: str, path: str = "", hop: bool = False) -> None:
+    def keep_up(self, epoch: int, invalidations: Invalidations) -> None:
+        """Forget what was invalidated on the cluster up to `epoch`. Call it before the others hear from `peers` that
+        this engine knows the epoch."""
+        with self._lock:
+            for name, volume in self._volumes.items():
+                volume.metadata.keep_up(epoch, invalidations.after(self._epoch, name))
+            self._epoch = max(self._epoch, epoch)
+
+    def invalidate(self, dataset: str, path: str = "", hop: bool = False, thorough: bool = False) -> None:
         """Forget what is known of the names at and below `path`, here and where others would ask for them.
 
         Args:
             dataset: name of the dataset.
             path: path inside it; "" is all of it.
             hop: the request came from another worker: do not tell a third.
+            thorough: the names of the directories above, too, which come and go with what is in them; and tell all
+                workers, because what is above and below `path` may belong to any.
         """
-        self.volume(dataset).metadata.invalidate(path)
+        metadata = self.volume(dataset).metadata
+        metadata.invalidate(path, thorough)
         if hop:
             return
         directories = {path.rpartition("/")[0], path}
         owners = {w.id: w for d in directories for w in self.peers.directory_owners(dataset, d)[:1]}
-        if not path:
+        if thorough or not path:
             owners = {w.id: w for w in self.peers.membership.workers_for(dataset)}
         owners.pop(self.peers.self_id, None)
         for worker in owners.values():
             try:
-                payload = {"dataset": dataset, "path": path, "hop": True}
+                payload = {"dataset": dataset, "path": path, "hop": True, "thorough": thorough}
                 self.peers.call(worker, "invalidate", payload, METADATA_TIMEOUT_S)
             except (WorkerUnavailableError, DatasetNotFoundError) as error:
                 # Its knowledge is gone with it, or expires by itself within the dataset's metadataTTL.
                 log.info("%s/%s not invalidated at %s: %s", dataset, path, worker.address, error)
+        metadata.invalidate(path, thorough)  # an owner may have answered meanwhile that knew no better
 
-    def _ask_owner(self, action: str, dataset: str, path: str, directory: str) -> dict[str, Any] | None:
+    def _ask_owner(
+        self, action: str, dataset: str, path: str, directory: str, epoch: int
+    ) -> dict[str, Any] | None:
         """The directory owner's answer; None when that is this worker, or no owner answers."""
         for worker in self.peers.directory_owners(dataset, directory):
             if worker.id == self.peers.self_id:
                 return None
             try:
                 payload = {"dataset": dataset, "path": path, "hop": True}
-                return self.peers.call(worker, action, payload, METADATA_TIMEOUT_S)
+                return self.peers.ask(worker, action, payload, METADATA_TIMEOUT_S, epoch)
             except (ObjectNotFoundError, BucketNotFoundError):
                 raise
             except RaycacheError as error:  # whatever ails that worker, the store may be well

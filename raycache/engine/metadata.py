@@ -12,7 +12,7 @@ import posixpath
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 from raycache.blocks import FileInfo
@@ -36,14 +36,18 @@ class MetadataCache:
     Args:
         ttl: seconds for which an answer of the under-store is believed; 0 never, `math.inf` always.
         clock: monotonic seconds.
+        epoch: see there.
 
     Attributes:
+        epoch: whatever was invalidated on the cluster up to this epoch is forgotten here. Who asks somebody else on
+            behalf of this cache tells it (`Peers.ask`), so that no answer is older than that.
         generation: grows whenever something is forgotten. What was asked for before that may be just what had to be
             forgotten: give its generation along with the answer, and it is not remembered.
     """
 
-    def __init__(self, ttl: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, ttl: float, clock: Callable[[], float] = time.monotonic, *, epoch: int = 0) -> None:
         self.ttl = ttl
+        self.epoch = epoch
         self.generation = 0
         self._clock = clock
         self._lock = threading.Lock()
@@ -114,17 +118,40 @@ class MetadataCache:
             self._entries += len(directory.entries)
             self._trim()
 
-    def invalidate(self, path: str = "") -> None:
-        """Forget the entry at `path`, its parent's listing, and all below it; "" forgets everything."""
+    def invalidate(self, path: str = "", thorough: bool = False) -> None:
+        """Forget the entry at `path`, its parent's listing, and all below it; "" forgets everything. `thorough`: the
+        directories above as well, of which it may have been the first entry, or the last."""
         with self._lock:
-            self.generation += 1
-            if not path:
-                self._directories.clear()
-                self._entries = 0
-                return
-            self._drop(posixpath.dirname(path))
-            for known in [d for d in self._directories if d == path or d.startswith(path + "/")]:
-                self._drop(known)
+            self._forget(path, thorough)
+
+    def keep_up(self, epoch: int, paths: Iterable[str]) -> None:
+        """Forget `paths`, thoroughly: all that was invalidated up to `epoch` and after the epoch of this cache. In one
+        step, so that nobody asks in the name of the one epoch and has it remembered under the other."""
+        with self._lock:
+            for path in paths:
+                self._forget(path, thorough=True)
+            self.epoch = max(self.epoch, epoch)
+
+    def _forget(self, path: str, thorough: bool) -> None:
+        self.generation += 1
+        if not path:
+            self._directories.clear()
+            self._entries = 0
+            return
+        above, name = posixpath.split(path)
+        self._unlist(above, name)
+        while thorough and above:
+            above, name = posixpath.split(above)
+            self._unlist(above, name)
+        for known in [d for d in self._directories if d == path or d.startswith(path + "/")]:
+            self._drop(known)
+
+    def _unlist(self, path: str, name: str) -> None:
+        """Forget one entry of a directory, and which others there are; those that are known stay so."""
+        directory = self._directories.get(path)
+        if directory is not None:
+            directory.listed, directory.listed_until = [], 0.0
+            self._entries -= directory.entries.pop(name, None) is not None
 
     def _drop(self, path: str) -> None:
         directory = self._directories.pop(path, None)

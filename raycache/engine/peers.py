@@ -60,6 +60,8 @@ class Peers:
         self._lock = threading.Lock()
         self._asking = threading.Lock()
         self._unanswered = False
+        self._in_vain = 0
+        """The newest epoch that somebody knew of and that was not found when it was asked for."""
 
     @property
     def membership(self) -> Membership:
@@ -97,9 +99,32 @@ class Peers:
             return
         try:
             now = self._clock()
-            if now - self._refreshed_at < REFRESH_INTERVAL_S:
-                return
-            self._refreshed_at = now
+            if now - self._refreshed_at >= REFRESH_INTERVAL_S:
+                self._ask_for_newer()
+        finally:
+            self._asking.release()
+
+    def catch_up(self, epoch: int) -> None:
+        """Hear of `epoch`, which somebody who asks here has heard of, before he is answered. Not put off as `refresh`
+        is, except for what was asked for in vain a moment ago."""
+        if self._refresh is None or epoch <= self._membership.epoch:
+            return
+        if epoch <= self._in_vain and self._clock() - self._refreshed_at < REFRESH_INTERVAL_S:
+            return
+        if not self._asking.acquire(timeout=REFRESH_PATIENCE_S):
+            return
+        try:
+            if epoch > self._membership.epoch:
+                self._ask_for_newer()
+            if epoch > self._membership.epoch:
+                self._in_vain = max(self._in_vain, epoch)
+        finally:
+            self._asking.release()
+
+    def _ask_for_newer(self) -> None:
+        assert self._refresh is not None
+        self._refreshed_at = self._clock()
+        try:
             newer = self._refresh(self._membership.epoch)
             self._unanswered = False
             if newer is not None:
@@ -110,8 +135,6 @@ class Peers:
             log.log(
                 level, "membership not refreshed, going on with epoch %d: %s", self._membership.epoch, error
             )
-        finally:
-            self._asking.release()
 
     def owners(self, version: ObjectVersion, segment: int) -> list[Worker]:
         """Workers of a segment, its owner first; those that are down come last.
@@ -149,6 +172,21 @@ class Peers:
             raise
         self.pool.mark_up(worker.address)
         self.heard_of(int(answer.get("epoch", 0)))
+        return answer
+
+    def ask(
+        self, worker: Worker, action: str, payload: dict[str, Any], timeout_s: float, epoch: int
+    ) -> dict[str, Any]:
+        """Call an action of a worker that answers about names (`info`, `list`).
+
+        Args:
+            worker, action, payload, timeout_s: as for `call`.
+            epoch: the answer must know what was invalidated up to here. A worker that has not heard of it, and does
+                not find out when it is told, gives an answer that is not to be remembered: its `ttl` is 0.
+        """
+        answer = self.call(worker, action, {**payload, "epoch": epoch}, timeout_s)
+        if int(answer.get("as_of", 0)) < epoch:
+            answer["ttl"] = 0.0
         return answer
 
     def stream_blocks(

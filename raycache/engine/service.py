@@ -88,16 +88,23 @@ class EngineService:
         return self._state()
 
     def _info(self, payload: dict[str, Any]) -> Answer:
+        as_of = self._caught_up(payload)
         info, ttl = self._engine.info(
             payload["dataset"], clean_path(payload["path"]), bool(payload.get("hop"))
         )
-        return {"info": info.to_wire(), "ttl": ttl_to_wire(ttl)}
+        return {"info": info.to_wire(), "ttl": ttl_to_wire(ttl), "as_of": as_of}
 
     def _list(self, payload: dict[str, Any]) -> Answer:
+        as_of = self._caught_up(payload)
         infos, ttl = self._engine.list(
             payload["dataset"], clean_path(payload["path"]), bool(payload.get("hop"))
         )
-        return {"infos": [info.to_wire() for info in infos], "ttl": ttl_to_wire(ttl)}
+        return {"infos": [info.to_wire() for info in infos], "ttl": ttl_to_wire(ttl), "as_of": as_of}
+
+    def _caught_up(self, payload: dict[str, Any]) -> int:
+        """The epoch up to which what was invalidated is forgotten here: the asker's, if that can be had."""
+        self._engine.peers.catch_up(int(payload.get("epoch", 0)))
+        return self._engine.volume(payload["dataset"]).metadata.epoch
 
     def _ensure(self, payload: dict[str, Any]) -> Answer:
         version = wire.version_from_wire(payload.get("version"))
@@ -137,7 +144,8 @@ class EngineService:
 
     def _invalidate(self, payload: dict[str, Any]) -> Answer:
         path = clean_path(payload.get("path", ""))
-        self._engine.invalidate(payload["dataset"], path, bool(payload.get("hop")))
+        hop, thorough = bool(payload.get("hop")), bool(payload.get("thorough"))
+        self._engine.invalidate(payload["dataset"], path, hop, thorough)
         return {}
 
     def _usage(self, payload: dict[str, Any]) -> Answer:

@@ -135,7 +135,7 @@ class RaycacheFileSystem(ReadOnly, AbstractFileSystem):  # type: ignore[misc]  #
             refresh: forget what is known of the directory first.
         """
         if refresh:
-            self.invalidate_cache(path)
+            self._forget(path, thorough=False)
         dataset, inner = self._split(path)
         entries: list[dict[str, Any]]
         if not dataset:
@@ -235,12 +235,17 @@ class RaycacheFileSystem(ReadOnly, AbstractFileSystem):  # type: ignore[misc]  #
         return self.modified(path)
 
     def invalidate_cache(self, path: Any = None) -> None:
-        """Forget what is known of the names at and below `path` (None: everywhere), here and in the node's worker."""
+        """Forget what is known of the names at and below `path` (None: everywhere), here and in all workers.
+
+        Other processes go on believing what they know; `raycache invalidate` is for all."""
+        self._forget(path, thorough=True)
+        super().invalidate_cache(path)
+
+    def _forget(self, path: Any, thorough: bool) -> None:
         dataset, inner = self._split(path) if path is not None else ("", "")
         client = self._client
         for name in [dataset] if dataset else [known.name for known in client.datasets()]:
-            client.invalidate(name, inner)
-        super().invalidate_cache(path)
+            client.invalidate(name, inner, thorough)
 
     def _version_of(self, path: Any) -> ObjectVersion:
         dataset, inner = self._split(path)

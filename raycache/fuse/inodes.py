@@ -167,6 +167,22 @@ class Inodes:
                 self._record(referenced(known))
             return found
 
+    def names_around(self, path: str) -> list[tuple[int, bytes]]:
+        """The names at a path, below it, and of the directories above it that the kernel may know, each with the node
+        of the directory it is in; "" is all."""
+        with self._lock:
+            directories: dict[str, list[int]] = {"": [ROOT_ID]}
+            for node in self._nodes.values():
+                if node.info.version is None and node.info.path:
+                    directories.setdefault(node.info.path, []).append(node.id)
+            paths = {node.info.path for node in self._nodes.values()} - {""}
+        found = []
+        for known in paths:
+            if not path or known == path or known.startswith(path + "/") or path.startswith(known + "/"):
+                parent, _, name = known.rpartition("/")
+                found += [(id, name.encode(errors="surrogateescape")) for id in directories.get(parent, ())]
+        return found
+
     def forget(self, node_id: int, count: int = 1) -> None:
         """Give references back (FORGET). An id nobody knows is let pass: this request has no reply, and a node may
         have been lost with its journal. The root stays."""

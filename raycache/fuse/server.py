@@ -21,6 +21,7 @@ from raycache.client import Client
 from raycache.errors import MountError, RaycacheError, to_wire
 from raycache.fuse import device, reach, statefiles
 from raycache.fuse.attributes import Xattrs
+from raycache.fuse.forgetting import Forgetting
 from raycache.fuse.handles import Handles
 from raycache.fuse.inodes import Inodes
 from raycache.fuse.journal import Journal
@@ -44,8 +45,8 @@ STUCK_S = 900.0
 """Seconds after which a request that is still not answered means that its thread hangs: longer than any read may take
 with all retries of workers and store."""
 
-LOOK_S = 5.0
-"""Seconds between two looks whether the cluster still has the dataset, of a mount that nobody reads."""
+LOOK_S = 1.0
+"""Seconds between two looks what is new on the cluster: names that were invalidated, a dataset that was deleted."""
 
 AGREED = "agreed.json"
 """File of the state directory: what INIT agreed on. It comes once per mount, not once per server."""
@@ -98,6 +99,9 @@ class Server:
             passthrough=self._no_passthrough,
         )
         self._session = Session(fuse_fd, operations)
+        self._forgetting = Forgetting(
+            self._client, dataset, self._inodes, self._expire, directory, first=number == 0
+        )
         self._ended = threading.Event()
         self._settled = threading.Event()
 
@@ -175,6 +179,10 @@ class Server:
         # Not the beat's business: a cluster that does not answer is waited for.
         while not self._ended.wait(LOOK_S):
             self._client.peers.refresh(wait=False)
+            self._forgetting.look()
+
+    def _expire(self, parent: int, name: bytes) -> None:
+        self._session.notify_inval_entry(parent, name, expire_only=True)
 
     def _status(self, oldest_s: float, requests: int) -> dict[str, Any]:
         return {

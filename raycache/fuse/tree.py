@@ -14,11 +14,12 @@ import stat
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from raycache.blocks import FileInfo
 from raycache.client import Client
+from raycache.engine import MetadataCache
 from raycache.errors import NotFoundError
 from raycache.fuse.handles import Handle, Handles
 from raycache.fuse.inodes import Inodes, Node
@@ -66,18 +67,25 @@ class Ownership:
 
 
 class Listing:
-    """A directory as it was when it was opened: the `state` of its handle."""
+    """A directory as it was when it was opened: the `state` of its handle.
 
-    __slots__ = ("_until", "infos")
+    Args:
+        infos: its entries.
+        ttl: seconds for which they may be believed.
+        holds: whether nothing has been forgotten since that was asked for.
+    """
 
-    def __init__(self, infos: Sequence[FileInfo], ttl: float) -> None:
+    __slots__ = ("_holds", "_until", "infos")
+
+    def __init__(self, infos: Sequence[FileInfo], ttl: float, holds: Callable[[], bool]) -> None:
         self.infos = infos
         self._until = time.monotonic() + ttl
+        self._holds = holds
 
     @property
     def ttl(self) -> float:
         """Seconds for which its entries may still be believed."""
-        return max(0.0, self._until - time.monotonic())
+        return max(0.0, self._until - time.monotonic()) if self._holds() else 0.0
 
 
 class Tree:
@@ -108,9 +116,10 @@ class Tree:
         """Answer LOOKUP."""
         path = self._path(parent, name)
         known = self._client.known(self._dataset)
+        holds = self._unchanged(known)
         found = known.info(path)
         if found is not None:
-            return self._entry(parent, *found)
+            return self._entry_of(self._inodes.lookup(parent, found.value), found.ttl, holds)
         absent = known.absent(path)
         if absent > 0:
             return replies.negative_entry(min(absent, NEGATIVE_S))
@@ -122,7 +131,7 @@ class Tree:
             except NotFoundError:
                 return replies.negative_entry(min(known.ttl, NEGATIVE_S))
             made.append(self._inodes.lookup(parent, info))
-            return self._entry_of(made[0], ttl)
+            return self._entry_of(made[0], ttl, holds)
 
         def undo() -> None:
             for node in made:
@@ -148,20 +157,27 @@ class Tree:
         above = self._inodes.path_of(parent)
         return f"{above}/{text}" if above else text
 
-    def _entry(self, parent: int, info: FileInfo, ttl: float) -> bytes:
-        return self._entry_of(self._inodes.lookup(parent, info), ttl)
+    @staticmethod
+    def _unchanged(known: MetadataCache) -> Callable[[], bool]:
+        """Tells later whether nothing has been forgotten since. What was asked for before that the kernel must not
+        believe: it would be told after it was told to forget."""
+        generation = known.generation
+        return lambda: known.generation == generation
 
-    def _entry_of(self, node: Node, ttl: float) -> bytes:
-        return replies.entry(node.id, self._ownership.attr(node.id, node.info), ttl, math.inf)
+    def _entry_of(self, node: Node, ttl: float, holds: Callable[[], bool]) -> bytes:
+        attr = self._ownership.attr(node.id, node.info)
+        return replies.entry(node.id, attr, ttl if holds() else 0.0, math.inf)
 
     # -- directories --------------------------------------------------------------------------------------
 
     def open_directory(self, node: Node, flags: int) -> Reply | Deferred:
         """Answer OPENDIR."""
         path = node.info.path
-        found = self._client.known(self._dataset).listing(path)
+        known = self._client.known(self._dataset)
+        holds = self._unchanged(known)
+        found = known.listing(path)
         if found is not None:
-            return self._opened(node, flags, Listing(*found))[1]
+            return self._opened(node, flags, Listing(*found, holds))[1]
         made: list[Handle] = []
 
         def call() -> Reply:
@@ -190,7 +206,8 @@ class Tree:
         self._handles.release(fh)
 
     def _list(self, path: str) -> Listing:
-        return Listing(*self._client.dated_list(self._dataset, path))
+        holds = self._unchanged(self._client.known(self._dataset))
+        return Listing(*self._client.dated_list(self._dataset, path), holds)
 
     def _opened(self, node: Node, flags: int, listing: Listing) -> tuple[Handle, bytes]:
         handle = self._handles.open(node.id, flags=flags, directory=True, state=listing)
@@ -227,8 +244,10 @@ class Tree:
             chosen.append((index + 3, name, info))
         if plus:
             nodes = self._inodes.lookup_all(node.id, [info for _, _, info in chosen])
+            ttl = listing.ttl
             for (after, name, info), found in zip(chosen, nodes, strict=True):
-                buffer.add(name, found.id, _type(info), after, self._entry_of(found, listing.ttl))
+                entry = replies.entry(found.id, self._ownership.attr(found.id, found.info), ttl, math.inf)
+                buffer.add(name, found.id, _type(info), after, entry)
         else:
             for after, name, info in chosen:
                 buffer.add(name, _NO_NUMBER, _type(info), after)

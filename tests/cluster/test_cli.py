@@ -192,6 +192,48 @@ def test_get_shows_what_is_cached(raycache: Run, applied: Path) -> None:
     assert json.loads(raycache("get", "ds/ds", "-o", "json").stdout)["cached"] == 8 * MiB + 7
 
 
+def test_what_was_overwritten_is_seen_after_it_was_invalidated(
+    raycache: Run, jobs: JobServer, applied: Path, s3_server: SeaweedS3, tmp_path: Path
+) -> None:
+    bucket = s3_server.create_bucket()
+    s3_server.put(bucket, "file", b"old")
+    spec = tmp_path / "changing.yaml"
+    text = spec_text(s3_server, bucket, tmp_path / "cache", name="changing").rpartition("---")[0]
+    spec.write_text(text.replace("  mounts:", "  consistency: {mode: immutable}\n  mounts:"))
+    assert raycache("apply", "-f", str(spec)).returncode == 0
+    # One process that stays, and knows the name; each line that it gets is answered by what it reads then.
+    url = "raycache://changing/file"
+    program = f"import fsspec, sys\nfor _ in sys.stdin: print(fsspec.open({url!r}).open().read(), flush=True)"
+    reader = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=jobs.environ | {"RAY_ADDRESS": jobs.address},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert reader.stdin is not None
+    assert reader.stdout is not None
+
+    def read() -> str:
+        reader.stdin.write("\n")
+        reader.stdin.flush()
+        return reader.stdout.readline().strip()
+
+    try:
+        assert read() == "b'old'"
+        s3_server.put(bucket, "file", b"the new one")
+        assert read() == "b'old'"
+        result = raycache("invalidate", "changing", "file", "never/was")
+        assert (result.returncode, result.stdout, result.stderr) == (0, "dataset/changing invalidated\n", "")
+        assert read() == "b'the new one'"
+        assert raycache("load", "changing").returncode == 0
+        assert raycache("load", "changing", "nowhere").returncode == 4
+        assert raycache("invalidate", "changed").returncode == 4
+        assert raycache("delete", "-f", str(spec)).returncode == 0
+    finally:
+        reader.stdin.close()
+        reader.wait(30)
+        reader.stdout.close()
+
+
 def test_a_misspelt_prefix_is_a_warning(
     raycache: Run, applied: Path, s3_server: SeaweedS3, data: str, tmp_path: Path
 ) -> None:

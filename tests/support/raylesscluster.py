@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from raycache.actors import cluster_state
@@ -11,6 +12,7 @@ from raycache.actors.assignment import next_membership
 from raycache.actors.node import NodeWorker
 from raycache.actors.volumes import Purge
 from raycache.client import Client
+from raycache.invalidations import NONE
 from raycache.membership import Membership, Worker
 from raycache.spec import ResolvedDataset, TierSpec
 
@@ -53,6 +55,7 @@ class RaylessCluster:
         self.membership = Membership()
         self.seats: dict[str, str] = {}
         self.datasets: dict[str, ResolvedDataset] = {}
+        self.invalidations = NONE
 
     def new_worker(self, node_id: str) -> NodeWorker:
         """A worker that nobody knows of yet."""
@@ -77,8 +80,17 @@ class RaylessCluster:
             node_id: Worker.from_wire(node.ping(-1)["worker"]) for node_id, node in self.nodes.items()
         }
         self.membership, self.seats = next_membership(self.membership, self.seats, reporting, returning)
-        cluster_state.publish(self.kv, self.membership, self.datasets)
+        cluster_state.publish(self.kv, self.membership, self.datasets, self.invalidations)
         for node in self.nodes.values():
+            node.ping(self.membership.epoch)
+
+    def invalidate(self, dataset: str, *paths: str, tell: bool = True) -> None:
+        """Declare names changed; `tell`: the workers, as the coordinator does if it reaches them."""
+        self.membership = replace(self.membership, epoch=self.membership.epoch + 1)
+        names = [(dataset, path) for path in paths]
+        self.invalidations = self.invalidations.added(self.membership.epoch, names)
+        cluster_state.publish(self.kv, self.membership, self.datasets, self.invalidations)
+        for node in self.nodes.values() if tell else ():
             node.ping(self.membership.epoch)
 
     def client(self, node_id: str = "") -> Client:

@@ -58,6 +58,7 @@ class FakeAdmin:
         """States that `load_status` gives one after the other (the last one for ever); exceptions are raised."""
         self.action = "created"
         self.freed = 3 << 20
+        self.late: dict[str, str] = {}
         self.calls: list[tuple[Any, ...]] = []
 
     def apply(self, documents: list[Any]) -> list[dict[str, Any]]:
@@ -96,6 +97,12 @@ class FakeAdmin:
     def evict(self, dataset: str, path: str = "") -> int:
         self.calls.append(("evict", dataset, path))
         return self.freed
+
+    def invalidate(self, dataset: str, paths: Sequence[str] = ("/",), *, wait: bool = True) -> dict[str, str]:
+        self.calls.append(("invalidate", dataset, list(paths), wait))
+        if dataset.startswith("no-"):
+            raise DatasetNotFoundError("no such dataset", where=dataset)
+        return self.late
 
     def status(self) -> dict[str, Any]:
         return {"coordinator": "running", "workers": 1}

@@ -217,3 +217,39 @@ def test_a_load_that_is_deleted_while_it_runs(backend: FakeBackend) -> None:
     result = invoke(backend, "load", "imagenet")
     assert result.exit_code == 4
     assert "was deleted before it was complete\n  where: dataload/warm-up\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [("ObjectNotFoundError", 4), ("AccessDeniedError", 5), ("UnderStoreError", 1), ("", 1)],
+)
+def test_the_status_tells_a_path_that_is_not_there(backend: FakeBackend, error: str, status: int) -> None:
+    backend.fake.loads = [load_row(phase="Failed", reason="ds/nowhere: no such object", error=error)]
+    result = invoke(backend, "load", "imagenet", "nowhere")
+    assert result.exit_code == status
+    assert result.stderr.startswith("error: ds/nowhere: no such object\n")
+
+
+def test_invalidate(backend: FakeBackend) -> None:
+    result = invoke(backend, "invalidate", "imagenet", "train", "val/x")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "dataset/imagenet invalidated\n", "")
+    invoke(backend, "invalidate", "imagenet", "--no-wait")
+    assert backend.fake.calls == [
+        ("invalidate", "imagenet", ["train", "val/x"], True),
+        ("invalidate", "imagenet", ["/"], False),
+    ]
+
+
+def test_workers_that_did_not_hear_of_an_invalidation_are_told(backend: FakeBackend) -> None:
+    backend.fake.late = {"94b8f530db2b99bb": "the worker does not answer"}
+    result = invoke(backend, "invalidate", "imagenet")
+    assert (result.exit_code, result.stdout) == (0, "dataset/imagenet invalidated\n")
+    assert result.stderr.startswith(
+        "warning: node 94b8f530db2b: the worker does not answer; its worker hears"
+    )
+
+
+def test_invalidating_what_is_no_dataset(backend: FakeBackend) -> None:
+    result = invoke(backend, "invalidate", "no-such", "a")
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert result.stderr.startswith("error: no such dataset\n  where: no-such\n")

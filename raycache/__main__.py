@@ -1,0 +1,5 @@
+"""`python -m raycache` is `raycache`."""
+
+from raycache.cli import main
+
+main()
