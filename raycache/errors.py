@@ -18,6 +18,7 @@ Python code already catches, so `except FileNotFoundError` keeps working.
      ├─ UnderStoreError         (OSError, EIO)       the object store failed; retryable
      ├─ IntegrityError          (OSError, EIO)       bytes that do not match their checksum; retryable
      ├─ CacheFullError          (OSError, ENOSPC)    no tier can take the block; readers go round the cache
+     ├─ TooManyFilesError       (OSError, EMFILE)    this process can open no file and no connection; retryable
      ├─ StoreBusyError          (OSError, EBUSY)     another process owns the cache directory
      ├─ MountError              (OSError)            a mount could not be made or ended
      │   ├─ MountBusyError      (EBUSY)              something else is at the mount point
@@ -136,6 +137,13 @@ class CacheFullError(RaycacheError, OSError):
     """No tier can take the block: full, and all that is in it is being read. Readers go round the cache."""
 
     errno = _errno.ENOSPC
+
+
+class TooManyFilesError(RaycacheError, OSError):
+    """This process, or the machine, has no descriptor left for a file or a connection."""
+
+    errno = _errno.EMFILE
+    retryable = True
 
 
 class StoreBusyError(RaycacheError, OSError):

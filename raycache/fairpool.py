@@ -103,7 +103,7 @@ class FairPool:
             name, call = taken
             try:
                 call()
-            except Exception:
+            except BaseException:  # a panic of a Rust extension is no Exception
                 # Nobody is above it in this thread; whoever waits for the call is told by the call.
                 log.exception("a call in the pool")
             del call, taken  # an idle thread holds on to nothing

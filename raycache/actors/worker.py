@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from raycache import descriptors
 from raycache.actors.answers import answered
 from raycache.actors.kv import RayKv
 from raycache.actors.node import NodeWorker
@@ -29,6 +30,7 @@ class CacheWorker:
     """See `NodeWorker`. Takes no arguments: what it must know, secrets included, is in the cluster's store."""
 
     def __init__(self) -> None:
+        descriptors.raise_limit()
         logging.getLogger("raycache").setLevel(Settings.from_environ().log_level)
         context = ray.get_runtime_context()
         self._node = NodeWorker(RayKv(), context.get_node_id(), ray.util.get_node_ip_address())

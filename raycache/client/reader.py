@@ -22,7 +22,14 @@ from raycache.client import readahead
 from raycache.client.far import FarReader
 from raycache.client.near import Near
 from raycache.client.readahead import Readahead
-from raycache.errors import CacheFullError, IntegrityError, RaycacheError, StaleObjectError, UnderStoreError
+from raycache.errors import (
+    CacheFullError,
+    IntegrityError,
+    RaycacheError,
+    StaleObjectError,
+    TooManyFilesError,
+    UnderStoreError,
+)
 from raycache.store import LocalFile
 
 if TYPE_CHECKING:
@@ -334,7 +341,7 @@ class ObjectReader:
             self._bypass = BYPASS_READS
             return False
         except RaycacheError as error:
-            if isinstance(error, UnderStoreError) and not near.remote:
+            if isinstance(error, UnderStoreError | TooManyFilesError) and not near.remote:
                 raise  # this process has just tried the store until the deadline: it would only wait once more
             self._client.metrics.add(m.FALLBACKS)
             log.info("%s is read past the node's cache: %s", self.version.path, error)

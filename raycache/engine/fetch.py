@@ -180,7 +180,7 @@ class Fetcher:
             self._finish(version, run, futures, of_peers, error=error)
         except RaycacheError as error:
             self._finish(version, run, futures, of_peers, error=error)
-        except Exception as error:
+        except BaseException as error:  # a panic of a Rust extension is no Exception
             # A thread of the pool has nobody above it: whatever it is, those who wait must hear of it.
             log.exception("fetching blocks %s of %s", run, version.path)
             internal = RaycacheError(f"internal error: {type(error).__name__}", where=version.path)

@@ -9,7 +9,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -17,6 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from raycache import descriptors
 from raycache.client import Client
 from raycache.errors import MountError, RaycacheError, to_wire
 from raycache.fuse import device, reach, statefiles
@@ -225,14 +225,6 @@ class Server:
             log.warning("%s", error)
 
 
-def _raise_descriptor_limit() -> None:
-    """Use as many descriptors as are allowed: an open file that is not whole here yet costs a few, and the soft limit
-    is mostly there for programs that use select(2)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # not allowed: it goes on with what it has
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def _end(status: int) -> None:
     """End the process now: threads that wait for a store are nobody's concern any more."""
     sys.stderr.flush()
@@ -259,7 +251,7 @@ def main(words: Sequence[str]) -> int:
         format=f"%(asctime)s server {os.getpid()}: %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    _raise_descriptor_limit()
+    descriptors.raise_limit()
     link = socket.socket(fileno=given.supervisor_fd)
     try:
         server = Server(given.state_dir, given.fuse_fd, link, given.start)

@@ -23,6 +23,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from raycache.descriptors import EXHAUSTED
 from raycache.errors import IntegrityError, StaleObjectError
 from raycache.ufs.base import ObjectInfo, Sink
 from raycache.ufs.pace import Pace
@@ -186,6 +187,8 @@ def _connect(target: Target) -> http.client.HTTPConnection:
         raise
     except OSError as error:
         connection.close()
+        if error.errno in EXHAUSTED:
+            raise
         raise ConnectionRefusedError(f"kind: Connect, {error.strerror}") from None
     connection.sock.settimeout(SILENCE_TIMEOUT_S)
     return connection

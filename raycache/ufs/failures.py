@@ -18,6 +18,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
+from raycache.descriptors import EXHAUSTED, can_open, too_many_files
 from raycache.errors import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -39,6 +40,9 @@ direct way raises."""
 _STATUS = re.compile(r"status(?: code)?: (\d{3})\b")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _KIND = re.compile(r"\bkind: (Connect|Timeout|Request|Interrupted|Decode|Body)\b")
+
+_NO_DESCRIPTOR = re.compile(r"\bOs { code: (?:23|24)\b|\bos error (?:23|24)\b")
+"""How the client says ENFILE or EMFILE."""
 
 _NOT_PARTIAL = "source: NotPartial"
 _OTHER_RANGE = re.compile(r"source: (?:UnexpectedRange|NoContentRange|\w*ContentRange)\b")
@@ -87,6 +91,9 @@ def judge(error: Exception, where: str, *, listing: bool = False) -> Failure:
         hint = "look at the store, and at the network between it and this machine"
         return Failure(UnderStoreError(what, where=where, hint=hint), transient=True)
     text = str(error)
+    if (isinstance(error, OSError) and error.errno in EXHAUSTED) or _NO_DESCRIPTOR.search(text):
+        # Whoever uses the others will give some back, and there may be a connection to use again.
+        return Failure(too_many_files(where), transient=True)
     found = _STATUS.search(text)
     status = int(found.group(1)) if found else 0
     found = _CODE.search(text)
@@ -141,9 +148,11 @@ def _refused(code: str, status: int, where: str) -> Failure:
     return Failure(AccessDeniedError(f"the store refuses the request ({known})", where=where, hint=hint))
 
 
-def _unreachable(text: str, where: str) -> UnderStoreError:
+def _unreachable(text: str, where: str) -> RaycacheError:
     found = _KIND.search(text)
     kind = found.group(1) if found else ""
+    if kind == "Connect" and not can_open(1):  # looking up a host's name does not say why it fails
+        return too_many_files(where)
     if "timed out" in text.lower() or "TimedOut" in text or kind == "Timeout":
         return UnderStoreError("the store does not answer in time", where=where)
     if kind == "Connect":

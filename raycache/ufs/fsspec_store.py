@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from raycache.descriptors import EXHAUSTED, too_many_files
 from raycache.errors import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -237,6 +238,8 @@ def _same(found: ObjectInfo, expected: ObjectInfo) -> bool:
 def _judge(error: Exception, where: str) -> Failure:
     if isinstance(error, RaycacheError):
         return Failure(error, transient=isinstance(error, IntegrityError))
+    if isinstance(error, OSError) and error.errno in EXHAUSTED:
+        return Failure(too_many_files(where), transient=True)
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return Failure(ObjectNotFoundError("there is no such file", where=where))
     status = getattr(error, "status", None) or getattr(error, "code", None)

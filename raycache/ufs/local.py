@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from raycache.descriptors import EXHAUSTED, too_many_files
 from raycache.errors import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -151,6 +152,8 @@ class LocalDirectory(Whole):
                 hint = "the directory must exist on every node that runs a worker"
                 raise BucketNotFoundError("the directory does not exist", where=self.uri, hint=hint) from None
             raise ObjectNotFoundError("there is no such file or directory", where=where) from None
+        if error.errno in EXHAUSTED:
+            raise too_many_files(where) from None
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             raise ObjectNotFoundError("no file can have this name", where=where) from None
         if isinstance(error, PermissionError):

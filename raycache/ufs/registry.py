@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import obstore
 import obstore.exceptions
 import obstore.store
 
-from raycache.errors import SpecError
+from raycache.descriptors import can_open, too_many_files
+from raycache.errors import RaycacheError, SpecError
 from raycache.metrics import Metrics
 from raycache.ufs import s3
 from raycache.ufs.base import UnderStore, safe_uri
@@ -22,6 +25,10 @@ from raycache.ufs.retry import Backoff
 
 _GOOGLE = frozenset({"gs", "gcs"})
 _AZURE = frozenset({"az", "azure", "abfs", "abfss", "adl"})
+
+SPARE = 16
+"""Descriptors that must be left for a store to be opened: obstore's runtime takes three, certificates, profiles and
+modules one each at a time, and the first connection one."""
 
 
 def open_store(
@@ -44,8 +51,28 @@ def open_store(
     Raises:
         SpecError: a URI or an option that cannot be accepted.
         AccessDeniedError: credentials were needed and none were found.
+        TooManyFilesError: the process has too few descriptors left.
     """
-    options = dict(options or {})
+    # Asked first, and again if it fails: without descriptors the clients say that they dislike the options, or that
+    # they find no certificates, and a runtime that obstore could not start once it never starts again.
+    if not can_open(SPARE):
+        raise too_many_files(safe_uri(uri))
+    _start_runtime()
+    try:
+        return _open(uri, dict(options or {}), metrics, backoff)
+    except (RaycacheError, OSError):
+        if not can_open(1):
+            raise too_many_files(safe_uri(uri)) from None
+        raise
+
+
+@functools.cache
+def _start_runtime() -> None:
+    """Have obstore start its threads now, while there are descriptors for them."""
+    obstore.list_with_delimiter(obstore.store.MemoryStore())
+
+
+def _open(uri: str, options: dict[str, str], metrics: Metrics | None, backoff: Backoff | None) -> UnderStore:
     if uri.startswith("/"):
         uri = f"file://{uri}"
     scheme = uri.partition("://")[0].lower()

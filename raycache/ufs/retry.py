@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from raycache.errors import CacheFullError, RaycacheError, UnderStoreError
+from raycache.errors import CacheFullError, RaycacheError, TooManyFilesError, UnderStoreError
 from raycache.metrics import STORE_RETRIES, Metrics
 
 log = logging.getLogger(__name__)
@@ -130,4 +130,5 @@ class Retrier:
 def _given_up(error: RaycacheError, tries: int) -> RaycacheError:
     if tries == 1:
         return error
-    return UnderStoreError(f"{error.what}; tried {tries} times", where=error.where, hint=error.hint)
+    kind = TooManyFilesError if isinstance(error, TooManyFilesError) else UnderStoreError
+    return kind(f"{error.what}; tried {tries} times", where=error.where, hint=error.hint)
