@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.jobserver import JobServer
-from tests.support.raycluster import until
 from tests.support.s3proxy import ProxyProcess
 from tests.support.seaweed import REGION, SeaweedS3
+from tests.support.waiting import until
 
 MiB = 1 << 20
 SECRET_KEY = "raycache-test-secret"

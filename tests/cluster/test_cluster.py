@@ -22,8 +22,9 @@ from raycache.actors.control import Control
 from raycache.actors.coordinator import NAME
 from raycache.spec import load_documents
 from tests.support.cache import Cache
-from tests.support.raycluster import left_behind, until
+from tests.support.raycluster import left_behind
 from tests.support.s3proxy import Fault
+from tests.support.waiting import until
 
 MiB = 1 << 20
 

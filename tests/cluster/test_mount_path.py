@@ -20,7 +20,7 @@ from raycache.errors import MountError, NotMountedError
 from raycache.fuse import device, mounts
 from tests.fuse.conftest import WHY_NOT
 from tests.support.cache import Cache
-from tests.support.raycluster import until
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 

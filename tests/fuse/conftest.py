@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from raycache.fuse import device, mounts
 from raycache.fuse.mounts import MountOptions, MountStatus
 from tests.conftest import FAILED
 from tests.support import fuse_stub
+from tests.support.waiting import until
 
-PATIENCE_S = 30.0
 STUB = (sys.executable, "-P", fuse_stub.__file__)
 
 
@@ -41,15 +41,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if WHY_NOT and here in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=WHY_NOT))
-
-
-def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
-    """The condition's first true value. For what only the operating system knows."""
-    deadline = time.monotonic() + patience_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {patience_s} s: {what}"
-        time.sleep(0.01)
-    return value
 
 
 def mounted_under(directory: Path) -> list[mountinfo.MountEntry]:

@@ -17,9 +17,10 @@ from raycache.errors import MountBusyError
 from raycache.fuse import keeping, mounts, statefiles
 from raycache.fuse.configs import cluster_config
 from raycache.spec import Owner, ResolvedDataset
-from tests.fuse.conftest import mounted_under, until
+from tests.fuse.conftest import mounted_under
 from tests.support.embedded import BLOCK, dataset_of, noise
 from tests.support.raylesscluster import TOKEN, RaylessCluster, with_tiers
+from tests.support.waiting import until
 
 DATA = noise(3 * BLOCK + 5)
 

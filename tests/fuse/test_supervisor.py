@@ -16,7 +16,8 @@ from raycache.errors import MountError
 from raycache.fuse import device
 from raycache.fuse.device import Health
 from raycache.fuse.mounts import MountOptions
-from tests.fuse.conftest import Stage, mounted_under, processes_of, until
+from tests.fuse.conftest import Stage, mounted_under, processes_of
+from tests.support.waiting import until
 
 MIB = 1 << 20
 

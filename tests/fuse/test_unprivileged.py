@@ -23,7 +23,8 @@ import pytest
 import raycache
 from raycache import mountinfo
 from raycache.fuse import device
-from tests.fuse.conftest import STUB, processes_of, until
+from tests.fuse.conftest import STUB, processes_of
+from tests.support.waiting import until
 
 PYTHON = "/usr/bin/python3"
 

@@ -28,8 +28,8 @@ from raycache.store import LocalStore
 from raycache.store.scrubbing import Scrubber
 from raycache.ufs import DatasetSource
 from tests.support.embedded import BLOCK, PATIENCE_S, Embedded, Spy, damage, data_files, dataset_of, noise
-from tests.support.raycluster import until
 from tests.support.stores import Doing, Gate
+from tests.support.waiting import until
 
 BLOCKS = 6
 SIZE = (BLOCKS - 1) * BLOCK + 123

@@ -15,8 +15,8 @@ from raycache.errors import CacheFullError
 from raycache.filesystem import RaycacheFileSystem, arrow_filesystem
 from raycache.store import LocalStore, files, moving
 from tests.support.embedded import Embedded, dataset_of, noise
-from tests.support.raycluster import until
 from tests.support.stores import BLOCK, Doing, Gate, allocated, content, opened, part, put, tier, version
+from tests.support.waiting import until
 
 A, B = version("a"), version("b")
 SIZE = 4 * BLOCK

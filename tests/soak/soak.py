@@ -27,9 +27,10 @@ from tests.soak.reader import Plan, anonymous_memory, name_of, read
 from tests.soak.truth import ABSENT, Truth, content
 from tests.support import raycluster
 from tests.support.cache import Cache
-from tests.support.raycluster import RayCluster, left_behind, until
+from tests.support.raycluster import RayCluster, left_behind
 from tests.support.s3proxy import S3Proxy
 from tests.support.seaweed import SeaweedS3
+from tests.support.waiting import until
 
 MiB = 1 << 20
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from raycache import api
 from raycache.client import Client
-from tests.support.raycluster import RayCluster, until
+from tests.support.raycluster import RayCluster
 from tests.support.s3proxy import S3Proxy
 from tests.support.seaweed import REGION, SeaweedS3
+from tests.support.waiting import until
 
 
 @dataclass

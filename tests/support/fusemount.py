@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,7 @@ from raycache.fuse import mounts, reach
 from raycache.fuse.mounts import MountOptions, MountStatus
 from raycache.spec import TierSpec
 from tests.support.embedded import dataset_of
-
-PATIENCE_S = 60.0
-"""Longest wait for what only another process knows; reached only when a test fails."""
+from tests.support.waiting import until
 
 BLOCK = 64 * KiB
 SMALL = 8 * MiB
@@ -31,15 +29,6 @@ MARKERS = 100
 
 ENDING_S = 3.0
 """Seconds that a server gets to end after its last file was closed."""
-
-
-def until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
-    """The condition's first true value."""
-    deadline = time.monotonic() + patience_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {patience_s} s: {what}"
-        time.sleep(0.01)
-    return value
 
 
 class FuseMount:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,18 +108,6 @@ def ray_cluster(nodes: int = 3, **head: Any) -> Iterator[RayCluster]:
         finally:
             ray.shutdown()
             cluster.shutdown()
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
-    """Wait for something that has no event to wait for; its value. Fails the test after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s:g} s: {what}")
-        time.sleep(0.05)
 
 
 def left_behind(directory: Path) -> list[str]:

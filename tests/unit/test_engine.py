@@ -38,8 +38,8 @@ from tests.support.embedded import (
     dataset_of,
     noise,
 )
-from tests.support.raycluster import until
 from tests.support.stores import Doing
+from tests.support.waiting import until
 
 SIZE = 5 * BLOCK + 123
 

@@ -11,9 +11,10 @@ import pytest
 from raycache.fuse import device
 from tests.conftest import FAILED, s3_mount_options
 from tests.fuse.conftest import mounted_under, processes_of
-from tests.support.fusemount import FuseMount, until
+from tests.support.fusemount import FuseMount
 from tests.support.s3proxy import S3Proxy
 from tests.support.seaweed import SeaweedS3
+from tests.support.waiting import until
 
 
 def _ended(mount: FuseMount, request: pytest.FixtureRequest) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.embedded import noise
-from tests.support.fusemount import PATIENCE_S, SMALL, FuseMount, until
+from tests.support.fusemount import SMALL, FuseMount
 from tests.support.s3proxy import Fault, Request, S3Proxy
 from tests.support.seaweed import SeaweedS3
+from tests.support.waiting import PATIENCE_S, until
 
 LARGE = 2 * SMALL
 """Bytes of a file that is read through the server."""

@@ -13,8 +13,8 @@ from raycache.blocks import MiB
 from raycache.fuse import mounts
 from raycache.fuse.configs import cluster_config
 from tests.support.embedded import dataset_of
-from tests.support.fusemount import until
 from tests.support.raylesscluster import TOKEN, RaylessCluster, with_tiers
+from tests.support.waiting import until
 
 
 class ClusterMount:

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.fusemount import FuseMount, until
+from tests.support.fusemount import FuseMount
+from tests.support.waiting import until
 
 _IMPORTED = """
 import json, sys

@@ -21,7 +21,8 @@ from raycache import mountinfo
 from raycache.blocks import MiB
 from tests.fuse.conftest import Stage, processes_of
 from tests.support.embedded import noise
-from tests.support.fusemount import BLOCK, PATIENCE_S, SMALL, FuseMount, until
+from tests.support.fusemount import BLOCK, SMALL, FuseMount
+from tests.support.waiting import PATIENCE_S, until
 
 KILLS = int(os.environ.get("FUSE_KILLS", "20"))
 """Servers that are killed; set the variable for more."""

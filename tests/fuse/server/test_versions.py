@@ -12,7 +12,8 @@ import pytest
 
 from raycache.blocks import MiB
 from tests.support.embedded import noise
-from tests.support.fusemount import BLOCK, SMALL, FuseMount, until
+from tests.support.fusemount import BLOCK, SMALL, FuseMount
+from tests.support.waiting import until
 
 LARGE = 3 * SMALL
 """Bytes of a file that is not fetched by its open."""

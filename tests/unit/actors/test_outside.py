@@ -8,8 +8,8 @@ from pathlib import Path
 from raycache import api
 from tests.support.embedded import dataset_of
 from tests.support.leaks import holdings, leaked
-from tests.support.raycluster import until
 from tests.support.raylesscluster import TOKEN, RaylessCluster, with_tiers
+from tests.support.waiting import until
 
 MiB = 1 << 20
 
