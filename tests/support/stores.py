@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def version(name: str, blocks: float = 4, *, etag: str = '"1"') -> ObjectVersion
     return ObjectVersion("ds", name, f"s3://bucket/{name}", int(blocks * BLOCK), etag, block_size=BLOCK)
 
 
+@lru_cache(maxsize=16)
 def content(of: ObjectVersion) -> bytes:
     """The bytes of a version: the same at every call, of no other version."""
     return random.Random(of.object_id).randbytes(of.size)
