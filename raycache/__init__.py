@@ -21,6 +21,9 @@ _HOMES = {
     "disconnect": "raycache.api",
     "embedded": "raycache.api",
     "local_path": "raycache.api",
+    "nodes_for": "raycache.locality",
+    "placement_group": "raycache.locality",
+    "scheduling_options": "raycache.locality",
     "arrow_filesystem": "raycache.filesystem",
     "RaycacheFileSystem": "raycache.filesystem",
     "AccessDeniedError": "raycache.errors",
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
         WorkerUnavailableError,
     )
     from raycache.filesystem import RaycacheFileSystem, arrow_filesystem
+    from raycache.locality import nodes_for, placement_group, scheduling_options
 
 __all__ = [
     "AccessDeniedError",
@@ -104,10 +108,15 @@ __all__ = [
     "disconnect",
     "embedded",
     "local_path",
+    "nodes_for",
+    "placement_group",
+    "scheduling_options",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "data":
+        return import_module("raycache.data")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'raycache' has no attribute {name!r}")
@@ -117,4 +126,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, "data"})

@@ -10,6 +10,7 @@ from typing import Any
 
 from raycache import wire
 from raycache.blocks import ObjectVersion, clean_path
+from raycache.engine import holdings
 from raycache.engine.engine import Engine, Keep
 from raycache.engine.metadata import ttl_to_wire
 from raycache.errors import RaycacheError
@@ -40,6 +41,7 @@ class EngineService:
             "ensure": self._ensure,
             "release": self._release,
             "cached": self._cached,
+            "held": self._held,
             "recheck": self._recheck,
             "reads": self._reads,
             "evict": self._evict,
@@ -127,6 +129,11 @@ class EngineService:
             blocks = _blocks(version, item, "blocks") if "blocks" in item else None
             counts.append(self._engine.cached_bytes(version, blocks))
         return {"bytes": counts}
+
+    def _held(self, payload: dict[str, Any]) -> Answer:
+        roots = [clean_path(path) for path in payload["paths"][: holdings.MAX_ROOTS]]
+        store = self._engine.volume(payload["dataset"]).store
+        return {"held": [one.to_wire() for one in holdings.held(store, roots)]}
 
     def _recheck(self, payload: dict[str, Any]) -> Answer:
         version = wire.version_from_wire(payload.get("version"))
