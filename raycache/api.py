@@ -135,7 +135,7 @@ os.register_at_fork(after_in_child=_unlock_in_child)
 def _connect_to(address: str, token: str) -> Client:
     if address.startswith(EMBEDDED):
         return embedded(embedding.datasets_in(address.removeprefix(EMBEDDED)))
-    asker = StateOverFlight(outside.seeds(address), token)
+    asker = StateOverFlight(lambda: outside.seeds(address), token)
     try:
         state = asker(-1)
     except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from raycache.actors import cluster_state
 from raycache.client import ClusterState
@@ -23,17 +23,23 @@ def seeds(text: str) -> list[str]:
 
 
 class StateOverFlight:
-    """Asks workers for the cluster's state: those it knows, then those it was given at first."""
+    """Asks workers for the cluster's state: those it knows, then those that others name.
 
-    def __init__(self, seeds: Sequence[str], token: str) -> None:
-        self._seeds = list(seeds)
+    Args:
+        seeds: addresses to begin with; asked each time, for all workers that were known may have been replaced.
+        token: of the workers.
+    """
+
+    def __init__(self, seeds: Callable[[], Sequence[str]], token: str) -> None:
+        self._seeds = seeds
         self._known: list[str] = []
         self._token = token
         self._pool = PeerPool(token)
 
     def __call__(self, known_epoch: int) -> ClusterState | None:
         failure: RaycacheError | None = None
-        candidates = list(dict.fromkeys([*self._known, *self._seeds]))
+        seeds = self._seeds()
+        candidates = list(dict.fromkeys([*self._known, *seeds]))
         if known_epoch >= 0:  # a reader waits: leave out those that did not answer lately, and try few
             candidates = [address for address in candidates if not self._pool.is_down(address)]
             candidates = random.sample(candidates, min(ATTEMPTS, len(candidates)))
@@ -49,11 +55,11 @@ class StateOverFlight:
                 return None
             state = cluster_state.from_wire(answer, self._token)
             former, self._known = self._known, [worker.address for worker in state.membership.workers]
-            self._pool.forget(set(former) - {*self._known, *self._seeds})
+            self._pool.forget(set(former) - {*self._known, *seeds})
             return state
         raise ClusterUnavailableError(
             "no worker of the cluster answers",
-            where=",".join(self._seeds),
+            where=",".join(seeds),
             hint="is raycache running there, and the port reachable?",
         ) from failure
 

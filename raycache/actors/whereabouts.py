@@ -42,7 +42,7 @@ def whereabouts(dataset: str, ray_address: str | None = None) -> Whereabouts:
     """
     settings = Settings.from_environ()
     if ray_address is None and settings.address:
-        asker = outside.StateOverFlight(outside.seeds(settings.address), settings.token)
+        asker = outside.StateOverFlight(lambda: outside.seeds(settings.address), settings.token)
         with contextlib.closing(asker):
             state = asker(-1)
         assert state is not None  # no cluster's epoch is -1

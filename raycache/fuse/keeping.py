@@ -185,7 +185,8 @@ def _new_config(dataset: ResolvedDataset, request: Mapping[str, Any]) -> dict[st
 def _refresh(
     found: MountStatus, config: dict[str, Any], dataset: ResolvedDataset, request: Mapping[str, Any]
 ) -> None:
-    """Make a mount follow the dataset's spec and the worker's address: its server is replaced, under open files."""
+    """Make a mount follow the dataset's spec and the workers' addresses. For another spec its server is replaced, under
+    open files; a new address it finds in the config when it needs one."""
     keepers = config["keepers"] | {request["node"]: request["address"]}
     if keepers == config["keepers"] and config["dataset"] == dataset.wire():
         return
@@ -195,6 +196,8 @@ def _refresh(
     fresh["cluster"]["addresses"] = list(dict.fromkeys(addresses))[:MOST_ADDRESSES]
     kept = {name: config[name] for name in ("made_ns", "uid", "gid") if name in config}
     statefiles.write_json(_config_path(found), fresh | kept | {"keepers": keepers})
+    if config["dataset"] == dataset.wire():
+        return
     told = statefiles.read_json(os.path.join(found.state_dir, statefiles.STATUS))
     supervisor = statedirs.process_of(told, "supervisor").open()
     if supervisor is not None:

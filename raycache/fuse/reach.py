@@ -13,6 +13,7 @@ from raycache.actors import embedding, host
 from raycache.actors.outside import StateOverFlight
 from raycache.client import Client, ClusterState
 from raycache.errors import ClusterUnavailableError, SpecError
+from raycache.fuse import statefiles
 from raycache.fuse.configs import cluster_config, embedded_config
 from raycache.fuse.tree import Ownership
 from raycache.membership import Membership
@@ -24,11 +25,12 @@ __all__ = ["check", "client_for", "cluster_config", "embedded_config", "ownershi
 log = logging.getLogger(__name__)
 
 
-def client_for(config: Mapping[str, Any], *, first: bool) -> Client:
+def client_for(config: Mapping[str, Any], directory: str, *, first: bool) -> Client:
     """A client that can read the config's dataset.
 
     Args:
         config: see `configs`.
+        directory: the mount's state directory, where the config is kept up to date.
         first: whether nobody relies on the mount yet, so that a cluster that does not answer is worth an error.
 
     Raises:
@@ -42,7 +44,7 @@ def client_for(config: Mapping[str, Any], *, first: bool) -> Client:
     if "cluster" not in config:
         raise SpecError("the mount's config names neither a cluster nor a cache", hint="mount it anew")
     cluster = config["cluster"]
-    asker = _Asker(StateOverFlight(cluster["addresses"], cluster["token"]), dataset)
+    asker = _Asker(StateOverFlight(lambda: _addresses(config, directory), cluster["token"]), dataset)
     state = ClusterState(Membership(), {dataset.name: dataset}, cluster["token"])
     try:
         state = asker(-1) or state
@@ -52,7 +54,7 @@ def client_for(config: Mapping[str, Any], *, first: bool) -> Client:
             raise
         # Files that are whole here are read as ever; for the rest the object store is asked, and the workers again.
         log.warning("%s", error)
-    return Client(state, refresh=asker, host_id=host.host_id())
+    return Client(state, refresh=asker, host_id=host.host_id(), on_close=asker.close)
 
 
 def check(config: Mapping[str, Any]) -> list[str]:
@@ -84,6 +86,13 @@ def ownership_of(config: Mapping[str, Any]) -> Ownership:
         uid, gid = config.get("uid", os.geteuid()), config.get("gid", os.getegid())
         return Ownership(int(uid), int(gid), made_ns=made_ns)
     return Ownership(owner.uid, owner.gid, 0o444 if owner.mode is None else owner.mode & 0o7555, made_ns)
+
+
+def _addresses(config: Mapping[str, Any], directory: str) -> list[str]:
+    """Where workers are by now: those that restarted elsewhere have had it written down (`keeping`)."""
+    now = statefiles.read_json(os.path.join(directory, statefiles.CONFIG))
+    found: list[str] = now.get("cluster", config["cluster"])["addresses"]
+    return found
 
 
 class _Asker:

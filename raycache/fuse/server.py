@@ -81,7 +81,7 @@ class Server:
         if not config.get("passthrough", True):
             self._no_passthrough = "passthrough is switched off for this mount"
         self._warnings = [] if number else reach.check(config)
-        self._client: Client = reach.client_for(config, first=number == 0)
+        self._client: Client = reach.client_for(config, directory, first=number == 0)
         self._dataset = dataset = str(config["dataset"]["name"])
         self._journal, state = Journal.open(os.path.join(directory, statefiles.JOURNAL), generation=number)
         self._inodes = Inodes(state, self._journal.add)

@@ -150,6 +150,28 @@ def test_it_follows_the_spec_and_the_worker_under_open_files(kept: Kept) -> None
     kept.release("node0")
 
 
+def test_a_worker_that_came_back_elsewhere_is_found_by_the_same_server(kept: Kept) -> None:
+    kept.keep()
+    before = kept.status()
+    assert (kept.point / "a").read_bytes() == DATA
+    kept.cluster.nodes.pop("node0").stop("everything")
+    worker = kept.cluster.nodes["node0"] = kept.cluster.new_worker("node0")
+    kept.cluster.hold(kept.dataset)
+    kept.keep(address=kept.cluster.membership.workers[0].address)
+    names = iter(range(1_000_000))
+
+    def reads_another_file_through_it() -> bool:
+        name = f"file-{next(names)}"
+        (kept.directory / "bucket" / name).write_bytes(DATA)
+        assert (kept.point / name).read_bytes() == DATA
+        return bool(worker.usage()["datasets"]["ds"]["objects"])
+
+    until(reads_another_file_through_it, "it has heard of it")
+    after = kept.status()
+    assert (before.server_pid, after.starts) == (after.server_pid, 1)
+    kept.release("node0")
+
+
 def test_killed_with_everything(kept: Kept) -> None:
     kept.keep()
     before = kept.status()
