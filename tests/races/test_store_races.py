@@ -1,12 +1,9 @@
-"""Readers, writers, eviction and crashes, each stopped at the worst point. Gates, never sleeps."""
+"""Readers, writers and eviction, each stopped at the worst point. Gates, never sleeps. Crashes: test_crashes.py."""
 
 from __future__ import annotations
 
-import json
 import mmap
 import random
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ import pytest
 
 from raycache.blocks import ObjectVersion
 from raycache.errors import CacheFullError
-from raycache.metrics import CORRUPT_BLOCKS, DEMOTED_BYTES, Metrics
+from raycache.metrics import DEMOTED_BYTES, Metrics
 from raycache.store import LocalStore, StoreView, files, index, moving
 from tests.support.stores import (
     BLOCK,
@@ -473,108 +470,7 @@ def test_writers_of_one_object_move_it_down_together(tmp_path: Path, monkeypatch
         lease.close()
 
 
-# -- crashes ---------------------------------------------------------------------------------------------------------
-
-_CRASHER = """
-import json, os, sys
-from pathlib import Path
-from tests.support.stores import *
-from raycache.store import files, index, moving
-root, module, name, after, nth = json.loads(sys.argv[1])
-owner = {"files": files, "index": index, "moving": moving, "os": os}[module]
-def arm():
-    real, count = getattr(owner, name), [0]
-    def crash(*args, **kwargs):
-        count[0] += 1
-        if count[0] == nth and not after:
-            os._exit(9)
-        result = real(*args, **kwargs)
-        if count[0] == nth:
-            os._exit(9)
-        return result
-    setattr(owner, name, crash)
-tiers = tier(Path(root) / "m", 10, high=0.9, low=0.1), tier(Path(root) / "s", 60, "SSD")
-with opened(*tiers) as store:
-    put(store, version("a"))
-    put(store, version("part"), range(2))
-    arm()
-    put(store, version("b"))
-    put(store, version("c"))
-    put(store, version("part"))
-    store.evict(lambda of: True)
-"""
-
-_CRASH_POINTS = [
-    (module, name, after, nth)
-    for module, name, most in (
-        ("index", "write_new", 2),
-        ("index", "write_crcs", 2),
-        ("index", "write_states", 3),
-        ("index", "write_flags", 2),
-        ("files", "pwrite_all", 6),
-        ("files", "unlink", 6),
-        ("os", "replace", 4),
-        ("os", "ftruncate", 2),
-    )
-    for after in (False, True)
-    for nth in range(1, most + 1)
-]
-
-
-def _crash(root: Path, point: tuple[str, str, bool, int]) -> None:
-    """A worker that is killed at that point, with nothing flushed and nothing cleaned up."""
-    done = subprocess.run(
-        [sys.executable, "-c", _CRASHER, json.dumps([str(root), *point])],
-        cwd=Path(__file__).parents[2],
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 9, "it did not come to that point"
-
-
-def _check_after_crash(root: Path) -> None:
-    versions = [A, B, C, version("part")]
-    view = StoreView([str(root / "m"), str(root / "s")])
-    for of in versions:  # readers go on without the worker
-        file = view.open(of)
-        if file is not None:
-            with file:
-                for block in range(4):
-                    if file.has(range(block, block + 1)):
-                        assert file.pread(block * BLOCK, BLOCK) == part(of, range(block, block + 1))
-    metrics = Metrics()
-    with opened(*_two_tiers(root), metrics=metrics) as store:
-        for usage in store.usage():
-            assert allocated(usage.path) <= usage.used <= usage.quota
-        for of in versions:
-            with store.fill(of) as filling:
-                absent = filling.missing(range(4))
-                for block in set(range(4)) - set(absent):
-                    assert filling.read(block)[1] == part(of, range(block, block + 1))
-        assert CORRUPT_BLOCKS not in metrics.snapshot(), "a crash of the process corrupts nothing"
-        for of in versions:
-            put(store, of)
-            assert _whole(store, of) == content(of)
-        assert not list(root.rglob("*.new"))
-
-
-@pytest.mark.parametrize(
-    "point", [("index", "write_states", False, 2), ("index", "write_states", True, 2)], ids=str
-)
-def test_crash_between_bytes_and_index_bit(tmp_path: Path, point: tuple[str, str, bool, int]) -> None:
-    _crash(tmp_path, point)
-    with opened(*_two_tiers(tmp_path)) as store:
-        assert any(store.contains(B)) == point[2]
-        assert sum(usage.used for usage in store.usage()) == allocated(tmp_path), (
-            "bytes without a bit are given back"
-        )
-    _check_after_crash(tmp_path)
-
-
-@pytest.mark.parametrize("point", random.Random(1).sample(_CRASH_POINTS, 8), ids=str)
-def test_crash_anywhere(tmp_path: Path, point: tuple[str, str, bool, int]) -> None:
-    _crash(tmp_path, point)
-    _check_after_crash(tmp_path)
+# -- restarts --------------------------------------------------------------------------------------------------------
 
 
 def test_reader_lives_through_a_restart_of_the_worker(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from raycache import metrics as m
+from raycache.blocks import ObjectVersion
 from raycache.client import ClusterState, ObjectReader
 from raycache.errors import (
     DatasetNotFoundError,
@@ -26,6 +27,7 @@ from raycache.errors import (
 )
 from raycache.fuse.reach import problem_of
 from raycache.membership import Membership
+from raycache.store import LocalFile, StoreView
 from tests.conftest import s3_mount_options
 from tests.support.embedded import (
     BLOCK,
@@ -490,6 +492,25 @@ def test_a_warm_client_opens_the_workers_file_itself(workers: Workers) -> None:
     with closing(client.open("ds", "a")) as reader:
         assert reader.read_at(0, SIZE) == DATA
         assert reader.complete_local() is not None
+
+
+def test_a_reader_that_cannot_tell_the_boot_asks_the_worker(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a sandbox that names no boot, a process trusts nobody's files but its own: slower, and right."""
+    client = workers.client(0)
+    original = StoreView.open
+
+    def opened(view: StoreView, version: ObjectVersion, *, hit: bool = True) -> LocalFile | None:
+        file = original(view, version, hit=hit)
+        if file is not None:
+            file._boot = bytes(16)
+        return file
+
+    monkeypatch.setattr(StoreView, "open", opened)
+    for _ in range(2):
+        assert read_all(client) == DATA
+    assert workers.store_bytes == SIZE
 
 
 def test_small_reads_from_afar_fetch_no_block_twice(workers: Workers) -> None:

@@ -21,7 +21,7 @@ from raycache.errors import (
     StaleObjectError,
     UnderStoreError,
 )
-from raycache.store import LocalFile
+from raycache.store import LocalFile, files
 from raycache.store.scrubbing import Scrubber
 from raycache.ufs.base import ObjectInfo
 from raycache.ufs.local import LocalDirectory
@@ -198,6 +198,36 @@ def test_a_block_that_rotted_on_disk_is_fetched_again_after_a_restart(
         assert cache.metrics.snapshot()[m.CORRUPT_BLOCKS] == 1
         with lease(cache, version) as local:
             assert local.pread(0, SIZE) == noise(SIZE)
+
+
+@pytest.mark.parametrize("boot", ["the same boot", "another boot, 16"])
+def test_after_a_restart_everything_is_verified_before_its_first_use_and_nothing_is_fetched(
+    tmp_path: Path, bucket_dir: Path, monkeypatch: pytest.MonkeyPatch, boot: str
+) -> None:
+    dataset = dataset_of("ds", {"": f"file://{bucket_dir}"})
+    with Embedded(tmp_path / "tier", dataset) as cache:
+        cache.engine.ensure(version_of(cache), range(6))
+    if boot == "another boot, 16":
+        monkeypatch.setattr(files, "boot_id", boot.encode)
+    verified: list[int] = []
+    original = files.pread_into
+
+    def pread_into(fd: int, buffer: memoryview, offset: int) -> int:
+        verified.append(offset)
+        return original(fd, buffer, offset)
+
+    with Embedded(tmp_path / "tier", dataset) as cache:
+        monkeypatch.setattr(files, "pread_into", pread_into)
+        version = version_of(cache)
+        with lease(cache, version) as local:
+            for block in range(6):
+                assert not local.has(range(block, block + 1)), "not before it is verified"
+                cache.engine.ensure(version, range(block, block + 1))
+                assert verified == [each * BLOCK for each in range(block + 1)]
+                assert local.has(range(block + 1))
+            assert local.complete
+            assert local.pread(0, SIZE) == noise(SIZE)
+        assert cache.spies["ds"].reads == [], "warm is warm"
 
 
 def test_recheck_drops_what_does_not_match(tmp_path: Path, bucket_dir: Path) -> None:

@@ -179,6 +179,27 @@ def test_left_overs_are_removed(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "LOCK"]
 
 
+def test_what_a_probe_and_the_scrubber_left_half_done_is_removed(tmp_path: Path) -> None:
+    tmp_path.joinpath("PROBE").write_bytes(bytes(65536))
+    tmp_path.joinpath("SCRUB.new").write_bytes(b"{")
+    with opened(tier(tmp_path, 40)):
+        assert [path.name for path in tmp_path.iterdir()] == ["LOCK"]
+
+
+def test_the_last_page_of_a_block_that_never_became_present_is_given_back(tmp_path: Path) -> None:
+    of = version("odd", 1.3)
+    with opened(tier(tmp_path, 40)) as store:
+        put(store, of, range(1))
+    with _paths(tmp_path, of)[0].open(
+        "r+b"
+    ) as file:  # its bytes are there, its state is not: killed in between
+        file.seek(BLOCK)
+        file.write(part(of, range(1, 2)))
+    with opened(tier(tmp_path, 40)) as store:
+        assert store.contains(of) == [True, False]
+        assert store.usage()[0].used == allocated(tmp_path)
+
+
 def test_another_layout_of_the_index_is_dropped(tmp_path: Path) -> None:
     with opened(tier(tmp_path, 40)) as store:
         put(store, version("a"))

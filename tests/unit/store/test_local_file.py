@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +173,15 @@ def test_blocks_of_another_boot_are_not_trusted(tmp_path: Path, monkeypatch: pyt
             assert file.has(range(2))
             assert not file.has(range(3))
             assert not file.complete
+
+
+def test_where_the_kernel_names_no_boot_only_this_process_trusts_its_files(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "boot_id")
+    assert files._boot_id(nowhere) == files._boot_id(nowhere)
+    code = "import sys; from raycache.store import files; print(files._boot_id(sys.argv[1]).hex())"
+    other = subprocess.run([sys.executable, "-c", code, nowhere], check=True, capture_output=True, text=True)
+    assert len(files._boot_id(nowhere)) == 16
+    assert bytes.fromhex(other.stdout) != files._boot_id(nowhere)
 
 
 def test_repr_names_the_file(tmp_path: Path) -> None:
