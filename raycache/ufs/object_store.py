@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import obstore
@@ -25,11 +26,12 @@ from raycache.errors import (
     StaleObjectError,
     UnderStoreError,
 )
-from raycache.metrics import STORE_BYTES, STORE_GETS, Metrics
+from raycache.metrics import STORE_BYTES, STORE_GETS, UNREADABLE_KEYS, Metrics
 from raycache.ufs.base import Buffer, Listing, ObjectInfo, Sink, check_range, object_where
 from raycache.ufs.direct import DirectGetter
 from raycache.ufs.failures import CATCH, judge, judge_listing
 from raycache.ufs.pace import Pace
+from raycache.ufs.raw_listing import RawListing, is_readable, named
 from raycache.ufs.retry import QUICK, Backoff, Failure, Retrier
 
 if TYPE_CHECKING:
@@ -72,9 +74,10 @@ class ObstoreStore:
         metrics: where GETs, bytes and retries are counted.
         backoff: how long failures are retried.
         direct: a shorter way for large reads (see `direct.py`); closed with the store.
+        raw: lists what the client cannot (see `raw_listing.py`); None: such listings fail. Closed with the store.
         clock: seconds, monotonic; for the least rate of bodies (see `pace.py`).
 
-    Keys with an empty component (`a//b`) cannot be addressed: the client joins the slashes.
+    Keys with an empty component (`a//b`), with `.` or `..` for one, or with control characters cannot be addressed.
     """
 
     def __init__(
@@ -85,9 +88,12 @@ class ObstoreStore:
         metrics: Metrics | None = None,
         backoff: Backoff | None = None,
         direct: DirectGetter | None = None,
+        raw: RawListing | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.uri = uri
+        self._raw = raw
+        self._warned: set[str] = set()
         self._clock = clock
         self._direct = direct
         self._client: ObjectStore | None = store
@@ -115,7 +121,19 @@ class ObstoreStore:
 
     def list(self, prefix: str) -> Listing:
         """See `UnderStore.list`."""
-        answer = self._list_call(lambda: obstore.list_with_delimiter(self._store, prefix or None), prefix)
+        try:
+            answer = self._list_call(lambda: obstore.list_with_delimiter(self._store, prefix or None), prefix)
+        except PathError:
+            raw = self._raw
+            if raw is None or (prefix and not is_readable(prefix)):
+                raise
+            pages = self._list_call(lambda: list(raw.pages(prefix, delimiter="/")), prefix)
+            below = [info for objects, _ in pages for info in objects if info.key != f"{prefix}/"]
+            names = [name for _, directories in pages for name in directories]
+            files = [info for info in below if is_readable(info.key)]
+            directories = [name for name in names if is_readable(name)]
+            self._left_out(prefix, [*(info.key for info in below), *(f"{name}/" for name in names)])
+            return Listing(files, directories)
         # A "directory marker" (key "a/") comes back as an object with the path of the prefix itself.
         files = [self._info(meta) for meta in answer["objects"] if meta["path"] != prefix]
         directories = [path for path in answer["common_prefixes"] if path != prefix]
@@ -140,13 +158,44 @@ class ObstoreStore:
                 raise
 
         while True:
-            chunk = self._list_call(page, prefix)
+            try:
+                chunk = self._list_call(page, prefix)
+            except PathError:
+                if self._raw is None or (prefix and not is_readable(prefix)):
+                    raise
+                yield from self._walk_raw(self._raw, prefix, after)
+                return
             if not chunk:
                 return
             after = max(meta["path"] for meta in chunk)
             for meta in chunk:
                 if meta["path"] != prefix and not self._is_marker(meta):
                     yield self._info(meta)
+
+    def _walk_raw(self, raw: RawListing, prefix: str, after: str | None) -> Iterator[ObjectInfo]:
+        """The rest of a walk, from the key `after` on."""
+        while True:
+            # One page at a time: a failure must not begin it all anew.
+            objects, _ = self._list_call(partial(_first, raw, prefix, after), prefix)
+            if not objects:
+                return
+            after = objects[-1].key
+            # What ends with a slash is a directory's marker.
+            found = [info for info in objects if not info.key.endswith("/")]
+            self._left_out(prefix, [info.key for info in found])
+            yield from (info for info in found if is_readable(info.key))
+
+    def _left_out(self, prefix: str, keys: Sequence[str]) -> None:
+        """Count, and tell once of each directory, what of `keys` cannot be read."""
+        unreadable = [key for key in keys if not is_readable(key.removesuffix("/"))]
+        self._metrics.add(UNREADABLE_KEYS, len(unreadable))
+        if unreadable and prefix not in self._warned:
+            self._warned.add(prefix)
+            log.warning(
+                "%s: left out, for the store's client cannot express these keys: %s",
+                object_where(self.uri, prefix),
+                named(unreadable),
+            )
 
     def read(self, key: str, offset: int, length: int, expected: ObjectInfo) -> Buffer:
         """See `UnderStore.read`."""
@@ -197,6 +246,8 @@ class ObstoreStore:
         direct, self._direct = self._direct, None
         if direct is not None:
             direct.close()
+        if self._raw is not None:
+            self._raw.close()
         self._objects.close()
         self._lists.close()
 
@@ -292,6 +343,10 @@ class ObstoreStore:
         result = self._lists.call(attempt, object_where(self.uri, prefix), backoff)
         self._proven = True
         return result
+
+
+def _first(raw: RawListing, prefix: str, after: str | None) -> tuple[list[ObjectInfo], list[str]]:
+    return next(raw.pages(prefix, after=after), ([], []))
 
 
 def seconds_ns(when: datetime | None) -> int:

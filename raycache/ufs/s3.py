@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -14,6 +15,7 @@ from raycache.errors import AccessDeniedError, SpecError
 from raycache.metrics import Metrics
 from raycache.ufs.direct import DirectGetter, is_direct
 from raycache.ufs.object_store import NO_RETRIES, ObstoreStore, client_options
+from raycache.ufs.raw_listing import RawListing
 from raycache.ufs.retry import Backoff
 
 if TYPE_CHECKING:
@@ -91,7 +93,32 @@ def open_s3(
             "the S3 client does not accept the mount's options", where=identity, hint=hint
         ) from None
     direct = _direct(store, endpoint, options)
-    return ObstoreStore(identity, store, metrics=metrics, backoff=backoff, direct=direct)
+    raw = RawListing(bucket, prefix, partial(_boto3, dict(options), endpoint, config["region"], host_style))
+    return ObstoreStore(identity, store, metrics=metrics, backoff=backoff, direct=direct, raw=raw)
+
+
+def _boto3(options: Mapping[str, str], endpoint: str, region: str, host_style: bool) -> Any:
+    """A boto3 client of the same store, with the same credentials. Retries are the caller's."""
+    import boto3.session
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    settings = Config(
+        connect_timeout=5,
+        read_timeout=20,
+        retries={"total_max_attempts": 1},
+        signature_version=UNSIGNED if _flag(options, "anonymous") else None,
+        s3={"addressing_style": "virtual" if host_style else "path"},
+    )
+    return boto3.session.Session(profile_name=options.get("profile")).client(
+        "s3",
+        endpoint_url=endpoint or None,
+        region_name=region,
+        aws_access_key_id=options.get("access_key_id") or None,
+        aws_secret_access_key=options.get("secret_access_key") or None,
+        aws_session_token=options.get("session_token") or None,
+        config=settings,
+    )
 
 
 def _direct(store: obstore.store.S3Store, endpoint: str, options: Mapping[str, str]) -> DirectGetter | None:
