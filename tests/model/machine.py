@@ -84,7 +84,7 @@ class CacheMachine(RuleBasedStateMachine):
         self._down = False
         self._lost = False
 
-    @initialize(mode=st.sampled_from(MODES), blocks=st.sampled_from(QUOTAS), held=st.sets(paths))
+    @initialize(mode=st.sampled_from(MODES), blocks=st.sampled_from(QUOTAS), held=st.sets(paths, min_size=3))
     def begin(self, mode: tuple[str, float], blocks: int, held: set[str]) -> None:
         name, ttl = mode
         for path in sorted(held):
@@ -147,19 +147,25 @@ class CacheMachine(RuleBasedStateMachine):
 
     handles = Bundle("handles")
 
-    @rule(target=handles, front=fronts, path=paths)
-    def open(self, front: str, path: str) -> Opened | MultipleResults[Opened]:
+    @rule(target=handles, front=fronts, path=paths, offset=offsets, length=lengths)
+    def open(self, front: str, path: str, offset: int, length: int) -> Opened | MultipleResults[Opened]:
+        """Open a file, and read somewhere: some of it is cached then, and some is not."""
         if len(self._open) >= OPEN:
             return multiple()
         with self._asking(front, path):
             opened = self._opened(front, path)
             self._open.append(opened)
+            self._read(opened, 0, offset, length)
             return opened
         return multiple()
 
-    @rule(opened=handles, way=st.integers(0, 2), offset=offsets, length=lengths)
-    def read(self, opened: Opened, way: int, offset: int, length: int) -> None:
-        self._read(opened, way, offset, length)
+    @rule(
+        opened=handles,
+        reads=st.lists(st.tuples(st.integers(0, 2), offsets, lengths), min_size=1, max_size=4),
+    )
+    def read(self, opened: Opened, reads: list[tuple[int, int, int]]) -> None:
+        for way, offset, length in reads:
+            self._read(opened, way, offset, length)
 
     @rule(opened=handles, size=st.sampled_from((BLOCK // 3, BLOCK, 3 * BLOCK)))
     def read_on(self, opened: Opened, size: int) -> None:
@@ -186,14 +192,10 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(front=fronts, path=st.sampled_from(PATHS + DIRECTORIES))
     def stat(self, front: str, path: str) -> None:
         with self._asking(front, path):
-            entry = self._front(front).stat(path)
-            assert entry in self._entries(front, path)
-
-    @rule(front=fronts, path=st.sampled_from(PATHS + DIRECTORIES))
-    def exists(self, front: str, path: str) -> None:
-        with self._asking(front, path):
             found = self._front(front).exists(path)
             assert found in {entry is not None for entry in self._entries(front, path)}
+            entry = self._front(front).stat(path)
+            assert entry in self._entries(front, path)
 
     @rule(front=fronts, directory=st.sampled_from(DIRECTORIES))
     def list(self, front: str, directory: str) -> None:
@@ -245,30 +247,20 @@ class CacheMachine(RuleBasedStateMachine):
     def change_quotas(self, blocks: int) -> None:
         self.system.resize(blocks)
 
-    @rule(node=nodes, memory_goes=st.booleans(), told=st.booleans())
-    def restart_worker(self, node: str, memory_goes: bool, told: bool) -> None:
-        if node in self.system.running:
+    @rule(
+        node=nodes,
+        fate=st.sampled_from(("restart", "end", "start")),
+        memory_goes=st.booleans(),
+        told=st.booleans(),
+    )
+    def change_workers(self, node: str, fate: str, memory_goes: bool, told: bool) -> None:
+        """`told`: the membership that follows is made known; else readers have to find out."""
+        if fate != "start" and node in self.system.running:
             self.system.drop(node, memory_goes=memory_goes)
+        if fate != "end" and node not in self.system.running:
             self.system.start(node)
-            if told:
-                self.system.publish(returning=False)
-
-    @rule(node=nodes, told=st.booleans())
-    def drop_worker(self, node: str, told: bool) -> None:
-        if node in self.system.running:
-            self.system.drop(node, memory_goes=False)
-            if told:
-                self.system.publish(returning=False)
-
-    @rule(node=nodes)
-    def start_worker(self, node: str) -> None:
-        if node not in self.system.running:
-            self.system.start(node)
-            self.system.publish(returning=False)
-
-    @rule(returning=st.booleans())
-    def publish_membership(self, returning: bool) -> None:
-        self.system.publish(returning=returning)
+        if told:
+            self.system.publish(returning=memory_goes)
 
     @rule()
     def lose_or_find_membership(self) -> None:
@@ -327,7 +319,7 @@ class CacheMachine(RuleBasedStateMachine):
         return opened
 
     def _read(self, opened: Opened, way: int, offset: int, length: int) -> bool:
-        """Whether a read gave what it should, and not a right error."""
+        """Whether a read gave bytes: the right ones. Else it gave an error that is right."""
         ways = opened.handle.ways
         with self._asking(opened.front, opened.path, opened.expected):
             data = ways[way % len(ways)](offset, length)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,12 @@ from tests.support.seaweed import SeaweedS3
 STEPS = int(os.environ.get("MODEL_STEPS", "40"))
 
 pytestmark = pytest.mark.timeout(0)  # Hypothesis takes its time to shrink what it finds
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """What goes wrong here is meant to; and a record that is kept keeps its error's frames, with all that is open."""
+    caplog.set_level(logging.CRITICAL, "raycache")
 
 
 def run(new_store: Callable[[Path], ThirdParty], examples: int, *, mounts: bool = False) -> None:

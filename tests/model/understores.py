@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tests.conftest import s3_mount_options
-from tests.model.reference import Version
+from tests.model.reference import Version, parent_of
 from tests.support.s3proxy import Fault, FaultRules, S3Proxy
 from tests.support.seaweed import SeaweedS3
 
@@ -136,7 +136,14 @@ class Bucket:
         return self.put(path, data)
 
     def delete(self, path: str) -> None:
-        self._client.delete_object(Bucket=self._bucket, Key=f"{self._prefix}/{path}")
+        """SeaweedFS keeps a directory, as an object with a name that ends in a slash: it goes with the last in it."""
+        key = f"{self._prefix}/{path}"
+        self._client.delete_object(Bucket=self._bucket, Key=key)
+        while (key := f"{parent_of(key.rstrip('/'))}/") != f"{self._prefix}/":
+            left = self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=2)
+            if any(found["Key"] != key for found in left.get("Contents", ())):
+                return
+            self._client.delete_object(Bucket=self._bucket, Key=key)
 
     def fail(self, fault: str, kind: str, times: int) -> None:
         self._proxy.fault = FaultRules([{"kind": kind, "times": times} | dict(FAULTS[fault])])
