@@ -30,129 +30,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import raycache.store
-from raycache.blocks import ObjectVersion
 from raycache.errors import CacheFullError
 from raycache.metrics import CORRUPT_BLOCKS, Metrics
-from raycache.store import LocalFile, LocalStore, StoreView, TierConfig, files, index
+from raycache.store import LocalFile, StoreView, files, index
 from raycache.store.scrubbing import NAME as POSITION
-from raycache.store.scrubbing import Scrubber
-from raycache.store.watching import probe
 from tests.support.crashes import FATES, NAMES, Loss, Record, make, same
-from tests.support.stores import BLOCK, content, opened, part, put, tier, version
-
-A, B, C, D = (version(name) for name in "abcd")
-PART, ODD, EMPTY = version("part", 5), version("odd", 1.3), version("empty", 0)
-FAT, HUGE = version("fat", 12), version("huge", 26)
-ALL = (A, B, C, D, PART, ODD, EMPTY, FAT, HUGE)
-
-Blocks = frozenset[tuple[ObjectVersion, int]]
-
-
-def _tiers(root: Path, memory: float = 10, disk: float = 24) -> tuple[TierConfig, TierConfig]:
-    return tier(root / "m", memory, high=0.9, low=0.3), tier(root / "s", disk, "SSD", high=0.9, low=0.6)
-
-
-def _roomy(root: Path) -> tuple[TierConfig, TierConfig]:
-    return _tiers(root, 100, 100)  # nothing is evicted because of the crash
-
-
-# -- what the store does -------------------------------------------------------------------------------------------
-
-
-def _everyday(root: Path) -> None:
-    """Fills of all kinds, evictions of all kinds, demotions, changes of quota."""
-    with opened(*_tiers(root)) as store:
-        put(store, EMPTY)
-        with store.fill(A):
-            pass  # the fetch fails before its first block
-        put(store, A)
-        put(store, PART, range(1, 3))
-        with store.fill(ODD, secondary=True) as filling:
-            receiver = filling.receive(range(2))
-            assert receiver is not None
-            with receiver:
-                for start in range(0, ODD.size, 30_000):
-                    receiver.feed(memoryview(content(ODD))[start : start + 30_000])
-                receiver.commit()
-            receiver = filling.receive(range(2))
-            assert receiver is None
-        with store.fill(ODD):
-            pass  # it is a primary copy from now on
-        put(store, B)  # something goes down
-        with store.fill(PART) as filling:
-            receiver = filling.receive(range(3, 5))
-            assert receiver is not None
-            with receiver:  # the fetch fails
-                receiver.feed(memoryview(part(PART, range(3, 4))))
-        put(store, PART)
-        with store.lease(A) or pytest.fail("no lease"):
-            put(store, C)
-            with store.fill(FAT) as filling:  # it outgrows the memory while it is filled
-                for run in (range(3), range(3, 8), range(8, 12)):
-                    filling.write(run, part(FAT, run))
-        put(store, D, range(3))
-        put(store, HUGE, range(9))
-        put(store, B)  # blocks of what is incomplete go
-        with store.fill(HUGE) as filling:  # it makes room in itself
-            for run in (range(12, 16), range(16, 17), range(17, 22), range(22, 26)):
-                filling.write(run, part(HUGE, run))
-        store.resize(_tiers(root, 6, 14))
-        put(store, A)
-        store.evict(lambda of: of == A)
-        store.purge("MEM")
-        put(store, D)
-        put(store, B, range(2))
-
-
-def _restarts(root: Path) -> None:
-    """A start in the same boot, one in another; every block looked at before it is used, some demoted unlooked at."""
-    with opened(*_tiers(root)) as store:
-        put(store, EMPTY)
-        put(store, A)
-        put(store, PART, range(3))
-    for name in ("m/PROBE", "m/SCRUB.new", "s/aa/half.data.new"):
-        os.close(files.create(str(root / name)))
-    for boot in (files.boot_id(), b"another boot, 16"):
-        with mock.patch.object(files, "boot_id", lambda boot=boot: boot), opened(*_tiers(root)) as store:
-            with store.fill(A) as filling:
-                assert filling.missing(range(2)) == []
-                filling.read(3)
-            put(store, PART)
-            put(store, B)
-            put(store, C)
-
-
-def _rot(root: Path) -> None:
-    """The scrubber finds what has rotted; it is mended, or the file is given up."""
-    with opened(*_tiers(root)) as store:
-        put(store, A)
-        put(store, B)
-        put(store, PART, range(3))
-        scrubber = Scrubber(
-            store._space, store.metrics, media=("MEM", "SSD"), rate=float("inf"), quiet=lambda path: True
-        )
-        scrubber.mend = lambda of, blocks: put(store, of, blocks)
-        probe(store.paths[0])
-        _flip(store, A, 2)
-        _flip(store, PART, 1)
-        scrubber.scrub()
-        _flip(store, B, 0)
-        with store.fill(B) as filling:
-            assert filling.recheck(range(2)) == [0]
-            with pytest.raises(CacheFullError, match="given up"):
-                filling.write(range(1), bytes(BLOCK))
-
-
-ROTTEN = frozenset({(A, 2), (PART, 1), (B, 0)})
-
-
-def _flip(store: LocalStore, of: ObjectVersion, block: int) -> None:
-    for path in map(Path, store.paths):
-        data = Path(index.data_path(str(path), of.object_id))
-        if data.exists():
-            with data.open("r+b") as file:
-                os.pwrite(file.fileno(), bytes([part(of, range(block, block + 1))[9] ^ 1]), block * BLOCK + 9)
-
+from tests.support.storelife import (
+    ALL,
+    FAT,
+    HUGE,
+    PART,
+    SCRIPTS,
+    A,
+    B,
+    Blocks,
+    everyday,
+    restarts,
+    roomy,
+    tiers,
+)
+from tests.support.stores import content, opened, part, put, tier
 
 Recorded = Callable[[Callable[[Path], None]], Record]
 
@@ -163,17 +60,13 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 
     @cache
     def of(script: Callable[[Path], None]) -> Record:
-        root = tmp_path_factory.mktemp(script.__name__.strip("_"))
+        root = tmp_path_factory.mktemp(script.__name__)
         record = Record(root)
         with record.recording():
             script(root)
         return record
 
     return of
-
-
-SCRIPTS = {_everyday: frozenset[tuple[ObjectVersion, int]](), _restarts: frozenset(), _rot: ROTTEN}
-"""With the blocks that are rotten."""
 
 
 # -- what is asked of what is left -----------------------------------------------------------------------------------
@@ -224,7 +117,7 @@ def _recover(root: Path, *, killed: bool, rebooted: bool = False, doubtful: Bloc
         early = stack.enter_context(_readers(root))
         before = _readable(early, doubtful)
         assert not (rebooted and before), "nobody trusts what another boot has written"
-        store = stack.enter_context(opened(*_roomy(root), metrics=metrics))
+        store = stack.enter_context(opened(*roomy(root), metrics=metrics))
         for usage in store.usage():
             assert _given(usage.path) <= usage.used
             assert _given(usage.path) == usage.used or not killed
@@ -264,7 +157,7 @@ def _recover(root: Path, *, killed: bool, rebooted: bool = False, doubtful: Bloc
 
 def _go_on(root: Path, *, killed: bool) -> None:
     """Everything is fetched and read, with little room."""
-    with opened(*_tiers(root)) as store:
+    with opened(*tiers(root)) as store:
         for of in ALL:
             for run in (range(13), range(13, 26)) if of == HUGE else (range(of.block_count),):
                 try:
@@ -297,7 +190,7 @@ _ELSEWHERE = {("home", "__init__"), ("home", "claim"), ("home", "_lock_slot"), (
 def test_all_that_changes_the_disk_is_recorded(recorded: Recorded) -> None:
     """Every function of the store that changes something does so in one of the scripts, and the record has it all."""
     seen: set[tuple[str, str]] = set()
-    for script in (_everyday, _restarts, _rot):
+    for script in SCRIPTS:
         record = recorded(script)
         for change in record.changes:
             seen |= change.callers
@@ -362,7 +255,7 @@ def _die(directory: str, script: str, at: str) -> None:
         globals()[script](root)
 
 
-@pytest.mark.parametrize(("script", "share"), [(_everyday, 0.21), (_everyday, 0.8), (_restarts, 0.5)])
+@pytest.mark.parametrize(("script", "share"), [(everyday, 0.21), (everyday, 0.8), (restarts, 0.5)])
 def test_a_process_that_is_killed_leaves_what_the_record_says(
     tmp_path: Path, recorded: Recorded, script: Callable[[Path], None], share: float
 ) -> None:
@@ -390,7 +283,7 @@ def test_a_process_that_is_killed_leaves_what_the_record_says(
 BOOTS = (b"the second boot.", b"the third boot..")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     script=st.sampled_from(list(SCRIPTS)),
     share=st.floats(0, 1),
@@ -423,7 +316,7 @@ def test_power_fails_at_any_point(
 
             assert not _readable(early)
             second = Record(root, look)
-            with second.recording(), opened(*_roomy(root)) as store:
+            with second.recording(), opened(*roomy(root)) as store:
                 for of in (PART, A):
                     with store.fill(of) as filling:
                         filling.missing(range(of.block_count))
@@ -442,7 +335,7 @@ def test_power_fails_at_any_point(
 
 def test_files_without_bytes_bytes_without_files(tmp_path: Path, recorded: Recorded) -> None:
     """What a filesystem makes of an outage at the end of everything, each by itself."""
-    record = recorded(_everyday)
+    record = recorded(everyday)
     chooser = random.Random(0)
     for number, (data, rest, names) in enumerate(
         product(("kept", "lost", "torn"), ("kept", "lost"), ("kept", "some"))
