@@ -84,6 +84,10 @@ class Truth:
         yield version
         self._done[key, version] = time.monotonic()
 
+    def last_change(self) -> float:
+        """When the last change was done, monotonic seconds."""
+        return float(self._done.max())
+
     # -- the judge's side -------------------------------------------------------------------------------------
 
     def size(self, key: int, version: int) -> int:
