@@ -50,14 +50,14 @@ def run(new_store: Callable[[Path], ThirdParty], examples: int, *, mounts: bool 
 
 
 def test_over_a_directory() -> None:
-    run(Directory, 20)
+    run(Directory, 12)
 
 
 def test_over_s3_that_fails(s3_server: SeaweedS3, s3_proxy: S3Proxy, bucket: str) -> None:
     numbers = itertools.count()
-    run(lambda _: Bucket(s3_server, s3_proxy, bucket, f"p{next(numbers)}"), 15)
+    run(lambda _: Bucket(s3_server, s3_proxy, bucket, f"p{next(numbers)}"), 8)
 
 
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 def test_over_a_directory_and_by_a_mount() -> None:
-    run(Directory, 5, mounts=True)
+    run(Directory, 3, mounts=True)
