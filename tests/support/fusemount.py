@@ -66,6 +66,7 @@ class FuseMount:
         self,
         *,
         quota: int = 256 * MiB,
+        memory: int = 0,
         passthrough: bool = True,
         options: MountOptions | None = None,
         tuning: Mapping[str, Any] | None = None,
@@ -75,13 +76,17 @@ class FuseMount:
 
         Args:
             quota: bytes of the cache.
+            memory: bytes of a memory tier above it; 0 for none.
             passthrough: let the kernel read files itself, where it can.
             options, tuning: as of `mounts.start`.
             changes: fields of the dataset.
         """
         dataset = dataset_of(NAME, {"": self._uri}, self._options, **changes)
-        tier = TierSpec(medium="SSD", path=str(self.tier), quota=quota)
-        dataset = dataset.model_copy(update={"tiers": [tier]})
+        tiers = [TierSpec(medium="SSD", path=str(self.tier), quota=quota)]
+        if memory:
+            path = str(self.directory / "memory")
+            tiers.insert(0, TierSpec(medium="MEM", path=path, quota=memory, huge_pages=False))
+        dataset = dataset.model_copy(update={"tiers": tiers})
         return mounts.start(
             str(self.point),
             reach.embedded_config(dataset) | {"passthrough": passthrough},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import mmap
 import os
 import subprocess
 from pathlib import Path
@@ -127,6 +128,31 @@ def test_what_the_kernel_reads_is_not_evicted(fuse: FuseMount) -> None:
         assert (fuse.point / f"f{number}").read_bytes() == data[number]
     assert fuse.cached_bytes("f0") == 0  # once it is closed, it is like all others
     assert fuse.log().count("WARNING") == 0
+    fuse.unmount()
+
+
+@pytest.mark.usefixtures("passthrough")
+def test_what_the_kernel_has_mapped_stays_in_memory_until_it_is_let_go(fuse: FuseMount) -> None:
+    data = [fuse.put(f"f{number}", noise(MiB, number)) for number in range(12)]
+    fuse.start(memory=4 * MiB, quota=32 * MiB)
+
+    def in_memory() -> int:
+        return sum(1 for _ in (fuse.directory / "memory").rglob("*.data"))
+
+    with open(fuse.point / "f0", "rb", buffering=0) as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    with mapped:  # the file is closed: the kernel lets it go with the mapping
+        (held,) = (fuse.directory / "memory").rglob("*.data")
+        for number in range(1, 12):
+            assert (fuse.point / f"f{number}").read_bytes() == data[number]
+        assert mapped[:] == data[0]
+        assert held.exists(), "nothing would be gained by moving it down"
+        assert in_memory() <= 4
+    for number in [*range(1, 12), *range(1, 12)]:
+        assert (fuse.point / f"f{number}").read_bytes() == data[number]
+    assert sum(fuse.cached_bytes(f"f{number}") for number in range(12)) == 12 * MiB, "moved down, not lost"
+    assert (fuse.point / "f0").read_bytes() == data[0]
+    assert fuse.reads() == 0
     fuse.unmount()
 
 
