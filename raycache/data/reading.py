@@ -14,6 +14,7 @@ from typing import Any
 
 from raycache import arrow_filesystem  # as anybody would: fronts know nothing of each other
 from raycache.api import connect
+from raycache.blocks import MiB
 from raycache.data.footers import footer_actors
 from raycache.data.prefetching import Prefetch
 from raycache.errors import ObjectNotFoundError, SpecError
@@ -35,6 +36,9 @@ Urls = str | Sequence[str]
 
 MAX_GROUPS = 64
 """Sub-datasets of one read at most: each costs the driver about a tenth of a second (docs/ray-data.md)."""
+
+MIN_TASK = MiB
+"""Bytes that a task of Ray Data reads at least, where it splits files (`DataContext.target_min_block_size`)."""
 
 
 def read_parquet(paths: Urls, **options: Any) -> Any:
@@ -146,7 +150,7 @@ def divided(
     shares = [size / total if total else 1 / len(groups) for size in sizes]
     per_node = [sum(other.node == group.node for other in groups) for group in groups]
     result = []
-    for group, share, siblings in zip(groups, shares, per_node, strict=True):
+    for group, size, share, siblings in zip(groups, sizes, shares, per_node, strict=True):
         own = dict(options)
         for name in ("override_num_blocks", "concurrency", "parallelism"):
             if isinstance(own.get(name), int) and own[name] > 0:
@@ -155,7 +159,8 @@ def divided(
             if own.get("num_cpus") is None and not own.get("num_gpus"):
                 own["num_cpus"] = 0
                 if own.get("concurrency") is None:
-                    own["concurrency"] = max(1, math.ceil(nodes[group.node].cpus / siblings))
+                    tasks = max(len(group.files), size // MIN_TASK)  # Ray Data warns of more than there are
+                    own["concurrency"] = min(tasks, math.ceil(nodes[group.node].cpus / siblings))
             placing = node_options(group.node, nodes, own.get("label_selector"))
             placing["fallback_strategy"] += own.get("fallback_strategy") or []
             own |= placing

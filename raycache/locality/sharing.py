@@ -149,7 +149,7 @@ def place_bundles(
     if strategy == "STRICT_PACK":
         total = _sum(bundles)
         fitting = [node for node in left if _fits(total, left[node])]
-        best = max(fitting, key=lambda node: (weights[node], node), default=None)
+        best = min(fitting, key=lambda node: (-weights[node], node), default=None)
         return [best] * len(bundles)
     taken: dict[str, int] = {}
     placed: list[str | None] = []
@@ -167,7 +167,7 @@ def place_bundles(
 
 
 def _next(weights: Mapping[str, int], taken: Mapping[str, int], names: Sequence[str]) -> str | None:
-    return max(names, key=lambda name: (weights[name] / (taken.get(name, 0) + 1), name), default=None)
+    return min(names, key=lambda name: (-weights[name] / (taken.get(name, 0) + 1), name), default=None)
 
 
 def _fits(wanted: Mapping[str, float], room: Mapping[str, float]) -> bool:
@@ -181,7 +181,7 @@ def _best(share: Mapping[str, float], preferred: str | None) -> str | None:
         return None
     if preferred is not None and share.get(preferred) == most:
         return preferred
-    return max(name for name in share if share[name] == most)
+    return min(name for name in share if share[name] == most)
 
 
 def _most(share: Mapping[str, float]) -> float:

@@ -71,7 +71,7 @@ def test_tasks_take_no_cpu_but_no_more_run_than_there_are() -> None:
     cpus = {"node0": 4, "node1": 2, "node2": 1}
     for part in read("raycache://ds/table"):
         assert part.options["num_cpus"] == 0
-        assert part.options["concurrency"] == cpus[str(part.node)]
+        assert part.options["concurrency"] == min(cpus[str(part.node)], len(part.paths))
     for part in read("raycache://ds/table", num_cpus=2):
         assert part.options["num_cpus"] == 2
         assert "concurrency" not in part.options
