@@ -9,7 +9,7 @@ import sys
 from benchmarks.harness import memory_kept, progress, write_result
 
 ALL = ("placement", "flight", "reads")
-MORE = ("fuse",)  # only when named: it needs root
+MORE = ("fuse", "kills")  # only when named: they need root
 
 
 def _print(figures: object) -> None:
