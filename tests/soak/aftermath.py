@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from contextlib import closing
 from pathlib import Path
@@ -68,8 +69,25 @@ def check_leases(setting: Setting) -> list[str]:
     try:
         until(empty, "", 30.0)
     except AssertionError:
-        return [f"a lease is left: these bytes cannot be evicted: {_tiers(setting)}"]
+        left = [path for tier in _tiers(setting) for path in Path(tier["path"]).rglob("*.data")]
+        return [
+            f"{path} ({path.stat().st_blocks // 2} KiB) cannot be evicted: {_lease_holders(path)}"
+            for path in left
+        ]
     return []
+
+
+def _lease_holders(path: Path) -> str:
+    """Who has a flock on a file."""
+    found = path.stat()
+    file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    holders = []
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if file in fields:
+            command = Path(f"/proc/{fields[4]}/cmdline")
+            holders.append(command.read_text().replace("\0", " ")[:100] if command.exists() else fields[4])
+    return ", ".join(holders) or "nobody has a lease on it"
 
 
 def check_fetched_once(setting: Setting) -> tuple[tuple[int, int], list[str]]:
