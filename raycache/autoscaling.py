@@ -63,8 +63,8 @@ class Policy:
     Args:
         keep_s: a byte is worth its place if it is read again within so many seconds: the rule that Gray and Putzolu
             (SIGMOD 1987) made for memory and disk. Less saves workers, more saves traffic of the store.
-        fit: share of the remaining quota that the warm data may take after a worker has left: the low watermark of a
-            tier, where eviction stops.
+        fit: share of the remaining quota that the warm data may take after a worker has left. Below the low watermark
+            of a tier (0.7, where eviction stops), for what comes in has to find room, too.
         uplink: bytes per second that a worker's network carries each way (10 Gbit/s).
         busy: share of it from which on a worker counts as too busy; queues grow steeply above.
         calm: share of `busy` that the load of those who remain must stay below.
@@ -73,9 +73,10 @@ class Policy:
         throttled_worth: how much more a byte is worth while it does.
         look_s: seconds that must be seen, since the last change, before more workers are asked for; what they
             report in it is averaged.
-        calm_s: seconds for which fewer must have been enough, since the last change, before some leave; and after
-            which more may come again. (The HorizontalPodAutoscaler's is 300 s, for pods that have nothing to lose.)
-            Who came stays for `keep_s`: not earlier does it show whether what it took in is read again.
+        calm_s: seconds for which fewer must have been enough, since the last change, before some leave. (The
+            HorizontalPodAutoscaler's is 300 s, for pods that have nothing to lose.) Who came stays for `keep_s`: not
+            earlier does it show whether what it took in is read again.
+        again_s: seconds after some have left before more may come again.
         idle_s: seconds without a read after which only the least number remains.
         growth: factor by which one decision may grow the workers, or four more (again the autoscaler's).
         shrink: share of the workers that one decision may take away: what they hold has to be moved.
@@ -83,7 +84,7 @@ class Policy:
     """
 
     keep_s: float = 3600.0
-    fit: float = 0.7
+    fit: float = 0.6
     uplink: float = 1.25e9
     busy: float = 0.6
     calm: float = 0.7
@@ -91,7 +92,8 @@ class Policy:
     throttled: float = 0.01
     throttled_worth: float = 2.0
     look_s: float = 120.0
-    calm_s: float = 600.0
+    calm_s: float = 1800.0
+    again_s: float = 600.0
     idle_s: float = 1800.0
     growth: float = 2.0
     shrink: float = 0.25
@@ -184,18 +186,10 @@ def decide(
     if not seen:
         return to(current, "hold", "no worker has reported yet")
     last = seen[-1]
-    # The last change may be undone.
-    settled = now - state.changed_at >= (policy.keep_s if state.direction > 0 else policy.calm_s)
     idle_s = min(last.idle_s, now - state.changed_at) if state.direction > 0 else last.idle_s
     if idle_s >= policy.idle_s:
         if current == bounds.min:
             return to(current, "hold", f"{_quiet(last.idle_s)}; {current} is the least there may be")
-        if not settled and state.direction > 0:
-            return to(
-                current,
-                "hold",
-                f"{_quiet(last.idle_s)}; workers came {_ago(now, state)} and may stay a while",
-            )
         return to(bounds.min, "idle", _quiet(last.idle_s), asleep=current, tried=0.0)
     if state.asleep or current == 0:
         # Not subject to the time between opposite changes: to fall asleep took longer.
@@ -210,13 +204,16 @@ def decide(
         target = min(more.target, bounds.most, max(math.floor(policy.growth * current), current + 4))
         if target == current:
             return to(current, "hold", f"{more.reason}; wants {more.target}, but {_limits(bounds)}")
-        if not settled and state.direction < 0:
+        if state.direction < 0 and now - state.changed_at < policy.again_s:
             return to(
-                current, "hold", f"{more.reason}; wants {more.target}, but some left only {_ago(now, state)}"
+                current,
+                "hold",
+                f"{more.reason}; wants {more.target}, but some left only {now - state.changed_at:.0f} s ago",
             )
         held = f"; wants {more.target}, {_count(target)} for now" if target < more.target else ""
         return to(target, more.cause, more.reason + held, tried=more.tried or state.tried)
-    if settled and span(since) >= policy.calm_s * 0.9:
+    stays = policy.keep_s if state.direction > 0 else policy.calm_s
+    if now - state.changed_at >= stays and span(since) >= policy.calm_s * 0.9:
         fewer = _fewer(since, current, policy, state)
         target = max(fewer.target, bounds.min, current - max(1, math.floor(policy.shrink * current)))
         if target < current:
@@ -357,10 +354,6 @@ def _quiet(idle_s: float) -> str:
     return (
         "nothing was ever read" if idle_s == math.inf else f"nothing has been read for {idle_s / 60:.0f} min"
     )
-
-
-def _ago(now: float, state: State) -> str:
-    return f"{now - state.changed_at:.0f} s ago"
 
 
 def _limits(bounds: Bounds) -> str:

@@ -24,7 +24,6 @@ class WorkerReport:
         missed: counter, bytes among them that were not in the node's cache.
         store: counter, bytes it fetched from the object store.
         served: counter, bytes it sent to other nodes.
-        evicted: counter, bytes it evicted of what it owns.
         regretted: counters, `ghosts.Ghosts.regretted`.
         gets: counter, requests it sent to the object store.
         throttled: counter, requests among them that the store refused for being too many (429, 503).
@@ -39,7 +38,6 @@ class WorkerReport:
     missed: int = 0
     store: int = 0
     served: int = 0
-    evicted: int = 0
     regretted: tuple[int, ...] = (0,) * len(EXTRA)
     gets: int = 0
     throttled: int = 0
@@ -72,7 +70,6 @@ class Observation:
     read: int = 0
     missed: int = 0
     store: int = 0
-    evicted: int = 0
     regretted: tuple[int, ...] = (0,) * len(EXTRA)
     gets: int = 0
     throttled: int = 0
@@ -101,9 +98,7 @@ def observe(
         seconds: time between the rounds; more than 0.
         idle_s: seconds since anybody last read, as far as is known.
     """
-    sums = dict.fromkeys(
-        ("quota", "used", "warm", "read", "missed", "store", "evicted", "gets", "throttled"), 0
-    )
+    sums = dict.fromkeys(("quota", "used", "warm", "read", "missed", "store", "gets", "throttled"), 0)
     regretted = [0] * len(EXTRA)
     moved, busiest, busiest_streams = 0, 0, 0
     for worker, report in after.items():
@@ -162,7 +157,6 @@ def summed(window: Sequence[Observation]) -> Observation:
         read=added(lambda each: each.read),
         missed=added(lambda each: each.missed),
         store=added(lambda each: each.store),
-        evicted=added(lambda each: each.evicted),
         gets=added(lambda each: each.gets),
         throttled=added(lambda each: each.throttled),
         busiest=added(lambda each: each.busiest),

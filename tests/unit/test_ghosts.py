@@ -6,7 +6,7 @@ import random
 from collections import OrderedDict
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raycache.ghosts import EXTRA, LIMIT, Ghosts
@@ -100,6 +100,7 @@ def test_what_there_is_room_for_by_now_is_not_regretted() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from((4, 16, 50)))
+@settings(max_examples=40, deadline=None)
 def test_reads_that_it_says_a_larger_cache_would_have_had_it_would_have_had(seed: int, room: int) -> None:
     """Against real larger caches: never promises more than they give."""
     source = random.Random(seed)
