@@ -107,7 +107,7 @@ class Cluster:
         """All minutes."""
         window: list[Observation] = []
         before: dict[str, WorkerReport] = {}
-        last_read = -np.inf
+        last_read = 0
         for minute in range(MINUTES):
             moved, lost = self._staff(minute)
             reads = self._load.minute(minute)

@@ -76,15 +76,20 @@ def _store(axes: Axes, figures: Mapping[str, Any]) -> None:
         axes,
         figures,
         "from the store, GB/s",
-        {"fixed 100": ("fixed: 100 workers", FIXED, "-"), OURS: ("raycache: scaled on need", NEED, "-")},
+        {"fixed 200": ("200 workers all day", FIXED, "-"), OURS: ("raycache: scaled on need", NEED, "-")},
     )
     step = figures["minutes of a point in a series"] / 60
     read = figures["runs"][OURS]["series"]["read, GB/s"]
     axes.plot(
         [step * (place + 0.5) for place in range(len(read))], read, ":", color=IDEAL, label="read by the jobs"
     )
+    axes.set_ylim(0, 1.05 * max(read))
     axes.legend(frameon=False)
-    axes.set(ylabel="From the object store (GB/s)", title="What the store has to deliver")
+    hours = [figures["runs"][run]["worker-hours"] for run in (OURS, "fixed 200")]
+    axes.set(
+        ylabel="From the object store (GB/s)",
+        title=f"What the store has to deliver ({hours[0]:,} and {hours[1]:,} worker-hours)",
+    )
 
 
 def _moved(axes: Axes, figures: Mapping[str, Any]) -> None:

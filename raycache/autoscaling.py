@@ -194,8 +194,12 @@ def decide(
     if state.asleep or current == 0:
         # Not subject to the time between opposite changes: to fall asleep took longer.
         target = min(max(current, state.asleep, 1), bounds.most)
-        reason = f"data is read again, {_count(target)} when it last was" if state.asleep else "data is read"
-        return to(target, "wake", reason, asleep=0)
+        reason = (
+            f"data is read again, {_count(target)} when it last was"
+            if state.asleep
+            else "data is read, or is about to be"
+        )
+        return to(target, "hold" if target == current else "wake", reason, asleep=0)
     state = replace(state, tried=_still_tried(seen, policy, state))
     since = [each for each in seen if each.at - each.seconds >= state.changed_at]
     lately = latest(since, policy.look_s)
@@ -213,7 +217,7 @@ def decide(
         held = f"; wants {more.target}, {_count(target)} for now" if target < more.target else ""
         return to(target, more.cause, more.reason + held, tried=more.tried or state.tried)
     stays = policy.keep_s if state.direction > 0 else policy.calm_s
-    if now - state.changed_at >= stays and span(since) >= policy.calm_s * 0.9:
+    if now - state.changed_at >= stays and span(since) + last.seconds > policy.calm_s:
         fewer = _fewer(since, current, policy, state)
         target = max(fewer.target, bounds.min, current - max(1, math.floor(policy.shrink * current)))
         if target < current:

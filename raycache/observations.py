@@ -51,7 +51,7 @@ class Observation:
     Args:
         at: end of the interval.
         seconds: its length.
-        idle_s: seconds since anybody last read, at its end; infinite if nobody ever did.
+        idle_s: seconds since anybody last read or loaded data, or since the dataset was made, at its end.
         workers: how many reported.
         busiest: bytes moved by the worker that moved most (sent, or fetched from the store, whichever is more).
         moved: that figure, summed over the workers.
@@ -96,7 +96,7 @@ def observe(
         after: the reports of this round.
         now: when they were taken.
         seconds: time between the rounds; more than 0.
-        idle_s: seconds since anybody last read, as far as is known.
+        idle_s: as in `Observation`.
     """
     sums = dict.fromkeys(("quota", "used", "warm", "read", "missed", "store", "gets", "throttled"), 0)
     regretted = [0] * len(EXTRA)

@@ -40,7 +40,7 @@ class Cluster:
         self.ghosts = Ghosts(workers * ROOM, workers * ROOM, policy.keep_s)
         self.window: list[Observation] = []
         self.decisions: list[Decision] = []
-        self.last_read = -math.inf
+        self.last_read = 0.0
         self.fetched = 0
 
     def minute(self, keys: Iterable[str], busiest: float = 0.0, throttled: float = 0.0) -> Decision:
@@ -208,10 +208,19 @@ def test_the_least_number_stays_when_nobody_reads() -> None:
     assert [decision.cause for decision in cluster.changes()] == ["idle"]
 
 
-def test_a_dataset_that_nobody_ever_read_wakes_with_one_worker() -> None:
+def test_a_new_dataset_has_the_idle_time_to_be_read_in() -> None:
+    cluster = Cluster(4)
+    for _ in range(29):
+        assert cluster.minute([]).target == 4
+    assert [cluster.minute([]).target for _ in range(2)] == [0, 0]
+
+
+def test_a_new_dataset_gets_a_worker_loses_it_unread_and_gets_it_back_with_a_read() -> None:
     cluster = Cluster(0)
-    assert cluster.minute([]).target == 0
+    targets = [cluster.minute([]).target for _ in range(60)]
+    assert (targets[0], targets[-1]) == (1, 0)
     assert cluster.minute(["a"]).target == 1
+    assert len(cluster.changes()) == 3
 
 
 def test_bursts_do_not_make_it_go_up_and_down() -> None:
@@ -307,7 +316,7 @@ def observations(draw: st.DrawFn) -> Observation:
     return Observation(
         at=0.0,
         seconds=draw(st.sampled_from((15.0, 60.0, 300.0))),
-        idle_s=draw(st.sampled_from((0.0, 1000.0, 1800.0, math.inf))),
+        idle_s=draw(st.sampled_from((0.0, 1000.0, 1800.0, 1e6))),
         workers=workers,
         quota=quota,
         used=used,
