@@ -68,7 +68,7 @@ def _workers(axes: Axes, figures: Mapping[str, Any]) -> None:
             "clairvoyant keep 60 min": ("the least possible for data kept 60 min", IDEAL, "--"),
         },
     )
-    axes.set(ylabel="Workers", title="Fullness only ever grows; need follows the day")
+    axes.set(ylabel="Workers", title="Fullness takes every node there is; need follows the day")
 
 
 def _store(axes: Axes, figures: Mapping[str, Any]) -> None:
