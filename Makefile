@@ -16,7 +16,7 @@ demo: $(STAMP)  ## the main job on this machine: S3 server, three Ray nodes, dir
 	$(PY) -m examples.quickstart.demo
 
 test: $(STAMP)  ## every test this machine can run; says what was skipped and why
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 soak: $(STAMP)  ## readers on all fronts while objects change, processes die, the store fails: make soak MINUTES=30
 	$(PY) -m tests.soak --minutes $(or $(MINUTES),3)

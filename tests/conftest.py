@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec.asyn
@@ -32,6 +33,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "leaks_allowed(reason): the test may leave descriptors, threads or processes; say why"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a Ray cluster go one after the other, by the same process, however many there are (pytest-xdist)."""
+    for item in items:
+        if {"cluster", "soak"} & set(item.path.relative_to(Path(__file__).parent).parts):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the figures that tests have recorded (`record_property("figures", ...)`)."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, text in report.user_properties:
+            if name == "figures":
+                terminalreporter.section(report.nodeid)
+                terminalreporter.write_line(text)
 
 
 @pytest.hookimpl(wrapper=True)

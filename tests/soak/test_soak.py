@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 
 import pytest
 
@@ -13,10 +14,12 @@ from tests.soak.soak import run
 SECONDS = float(os.environ.get("SOAK_SECONDS", "180"))
 
 
+@pytest.mark.timeout(1200 + 2 * SECONDS)
 @pytest.mark.leaks_allowed("Ray keeps connections of its own")
-def test_readers_on_every_front_see_only_what_is_promised(capsys: pytest.CaptureFixture[str]) -> None:
+def test_readers_on_every_front_see_only_what_is_promised(
+    record_property: Callable[[str, object], None],
+) -> None:
     seed = secrets.randbelow(1 << 31)
     result = run(SECONDS, seed)
-    with capsys.disabled():
-        print(f"\nseed {seed}: {told(result)}")
+    record_property("figures", f"seed {seed}: {told(result)}")
     assert not result.problems, "\n".join(result.problems)
