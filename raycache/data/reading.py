@@ -40,6 +40,10 @@ MAX_GROUPS = 64
 MIN_TASK = MiB
 """Bytes that a task of Ray Data reads at least, where it splits files (`DataContext.target_min_block_size`)."""
 
+FUSING = ("num_cpus", "num_gpus", "memory", "resources", "label_selector", "fallback_strategy")
+"""Options in which two steps that run in the same tasks must agree (ray/data/_internal/logical/rules/
+operator_fusion.py, Ray 2.60)."""
+
 
 def read_parquet(paths: Urls, **options: Any) -> Any:
     """`ray.data.read_parquet`, local. See `read`."""
@@ -75,6 +79,7 @@ def read(
     reader: str | Callable[..., Any],
     paths: Urls,
     *,
+    each: Callable[[Any, dict[str, Any]], Any] | None = None,
     max_groups: int = MAX_GROUPS,
     prefetch: bool = False,
     **options: Any,
@@ -90,6 +95,8 @@ def read(
     Args:
         reader: the function of `ray.data`, or its name. It takes paths, `filesystem=` and the options below.
         paths: `raycache://dataset/path` of files and directories, patterns of them, or `dataset/path`.
+        each: what to do next with each node's part, before the union: it gets the part, and options with which a step
+            runs in the read's own tasks, as in `lambda part, near: part.map_batches(decode, **near)`.
         max_groups: sub-datasets at most.
         prefetch: have the owners fetch what is not cached, in the order of the files and ahead of the tasks (see
             `prefetch`): whole files, also those of which only some columns are read.
@@ -128,8 +135,19 @@ def read(
     for group, own in zip(groups, divided(options, groups, homes, nodes), strict=True):
         names = [f"{files[index].dataset}/{files[index].path}" for index in group.files]
         with footer_actors(len(groups), len(names)):
-            parts.append(function(names, filesystem=filesystem, **own))
+            part = function(names, filesystem=filesystem, **own)
+        parts.append(part if each is None else each(part, near(own)))
     return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
+
+
+def near(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a part's options those that the step after it must have, too, so that Ray Data fuses the two."""
+    from ray.data import TaskPoolStrategy
+
+    kept = {name: options[name] for name in FUSING if options.get(name) is not None}
+    if options.get("concurrency") is not None:
+        kept["compute"] = TaskPoolStrategy(size=options["concurrency"])
+    return kept
 
 
 def plan(homes: Sequence[FileHome], nodes: Mapping[str, Node], *, ordered: bool, limit: int) -> list[Group]:

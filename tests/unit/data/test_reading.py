@@ -77,6 +77,18 @@ def test_tasks_take_no_cpu_but_no_more_run_than_there_are() -> None:
         assert "concurrency" not in part.options
 
 
+@pytest.mark.usefixtures("client")
+def test_a_step_for_each_part_has_the_options_of_its_read() -> None:
+    seen: list[tuple[Part, dict[str, Any]]] = []
+    parts = read(TABLE, include_paths=True, each=lambda part, near: seen.append((part, near)) or part)
+    assert [part for part, _ in seen] == parts
+    for part, near in seen:
+        assert near.pop("compute").size == part.options["concurrency"]
+        assert near == {
+            name: part.options[name] for name in ("num_cpus", "label_selector", "fallback_strategy")
+        }
+
+
 @pytest.mark.usefixtures("client", "preserve_order")
 def test_order_is_kept() -> None:
     parts = read("raycache://ds/table")
