@@ -7,6 +7,7 @@ asks, and the kernel lets nobody go whose request a server has already read. `pr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import errno
@@ -17,6 +18,7 @@ import select
 import signal
 import struct
 import sys
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +44,9 @@ _MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 0x1, 0x2, 0x8
 _BACKING_OPEN = 1 << 30 | 16 << 16 | 229 << 8 | 1
 _BACKING_CLOSE = 1 << 30 | 4 << 16 | 229 << 8 | 2
 """FUSE_DEV_IOC_BACKING_OPEN and _CLOSE, include/uapi/linux/fuse.h; spelt out by _IOW of asm-generic/ioctl.h."""
+
+_BACKING_LOOK = 4096
+"""Registrations that are looked through for forgotten ones: many more than there can be opens under way."""
 
 
 class Mounted(NamedTuple):
@@ -315,6 +320,28 @@ def backing_open(fuse_fd: int, file_fd: int) -> int:
 def backing_close(fuse_fd: int, backing_id: int) -> None:
     """Give a registration up; files that are open through it go on. Raises OSError: ENOENT for an unknown id."""
     fcntl.ioctl(fuse_fd, _BACKING_CLOSE, bytearray(struct.pack("<I", backing_id)), True)
+
+
+def backing_clear(fuse_fd: int, kept: Collection[int]) -> int:
+    """Give up all registrations but some. The kernel does not list them; it numbers them one after the other
+    (`idr_alloc_cyclic` in fs/fuse/backing.c), so those that nobody knows of are among the last `_BACKING_LOOK`.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        OSError: as `backing_open`.
+    """
+    with open(os.memfd_create("raycache-probe"), "rb") as probe:
+        newest = backing_open(fuse_fd, probe.fileno())
+    backing_close(fuse_fd, newest)
+    cleared = 0
+    for backing_id in range(max(1, newest - _BACKING_LOOK), newest):
+        if backing_id not in kept:
+            with contextlib.suppress(FileNotFoundError):  # ENOENT: there is none
+                backing_close(fuse_fd, backing_id)
+                cleared += 1
+    return cleared
 
 
 def raise_readahead(device: str, kib: int) -> bool:

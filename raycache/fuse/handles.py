@@ -32,6 +32,15 @@ class IoModeError(RaycacheError, OSError):
     retryable = True
 
 
+class Asked(NamedTuple):
+    """What the kernel asked for with OPEN or OPENDIR."""
+
+    flags: int
+    """open(2) flags."""
+    unique: int
+    """Number of the request, without UNIQUE_RESEND."""
+
+
 class Handle:
     """An open file or directory.
 
@@ -43,12 +52,13 @@ class Handle:
             the one `open` was given: then that one is not needed, and the caller closes it.
         flags: open(2) flags of the request.
         directory: whether it is a directory.
+        unique: number of the request; 0 if that is not known.
         restored: whether it was opened by a server before this one: its `state` has to be made again when it is
             first needed.
         state: what whoever serves it needs (a reader, a directory's listing). Not looked at here.
     """
 
-    __slots__ = ("backing_id", "directory", "fh", "flags", "mode", "node_id", "restored", "state")
+    __slots__ = ("backing_id", "directory", "fh", "flags", "mode", "node_id", "restored", "state", "unique")
 
     def __init__(self, fh: int, entry: HandleEntry, *, restored: bool = False, state: Any = None) -> None:
         self.fh = fh
@@ -57,6 +67,7 @@ class Handle:
         self.backing_id = entry.backing_id
         self.flags = entry.flags
         self.directory = entry.directory
+        self.unique = entry.unique
         self.restored = restored
         self.state = state
 
@@ -66,7 +77,7 @@ class Handle:
     @property
     def entry(self) -> HandleEntry:
         """What the journal keeps of it."""
-        return HandleEntry(self.node_id, self.mode, self.backing_id, self.flags, self.directory)
+        return HandleEntry(self.node_id, self.mode, self.backing_id, self.flags, self.directory, self.unique)
 
 
 class Released(NamedTuple):
@@ -108,6 +119,7 @@ class Handles:
         self._next = state.next_handle
         self._handles: dict[int, Handle] = {}
         self._modes: dict[int, _IoMode] = {}
+        self._asked = {entry.unique: fh for fh, entry in state.handles.items() if entry.unique}
         for fh, entry in state.handles.items():
             inodes.hold(entry.node_id)
             self._handles[fh] = handle = Handle(fh, entry, restored=True)
@@ -138,6 +150,15 @@ class Handles:
             raise BadHandleError("no open file has this handle", where=f"handle {fh}")
         return handle
 
+    def opened_for(self, unique: int) -> Handle | None:
+        """The handle that a server before this one opened for a request; None if there is none. If the kernel asks
+        again, it has not heard of it: the answer is that handle, for nobody would ever release it otherwise.
+
+        Args:
+            unique: number of the request, without UNIQUE_RESEND.
+        """
+        return self._handles.get(self._asked.get(unique, 0))
+
     def may_passthrough(self, node_id: int) -> bool:
         """Whether a passthrough open of a node is allowed now: no cached handle of it is open. Another thread may
         change that; `open` decides."""
@@ -158,6 +179,7 @@ class Handles:
         backing_id: int = 0,
         flags: int = 0,
         directory: bool = False,
+        unique: int = 0,
         state: Any = None,
     ) -> Handle:
         """A new handle. The node is held until it is released.
@@ -169,6 +191,7 @@ class Handles:
                 the handle has that one: compare, and close yours. 0 shares the one the node has.
             flags: open(2) flags.
             directory: whether it is a directory.
+            unique: number of the request that asks for it, without UNIQUE_RESEND.
             state: see `Handle`.
 
         Raises:
@@ -181,7 +204,7 @@ class Handles:
         self._inodes.hold(node_id)
         try:
             with self._lock:
-                entry = self._admit(HandleEntry(node_id, mode, backing_id, flags, directory))
+                entry = self._admit(HandleEntry(node_id, mode, backing_id, flags, directory, unique))
                 handle = Handle(self._next, entry, state=state)
                 self._next += 1
                 self._handles[handle.fh] = handle

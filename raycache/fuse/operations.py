@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 from raycache.errors import ReadOnlyError, StaleObjectError
 from raycache.fuse.attributes import Xattrs
-from raycache.fuse.handles import Handles
+from raycache.fuse.handles import Asked, Handle, Handles
 from raycache.fuse.inodes import Inodes, StaleNodeError
 from raycache.fuse.journal import Journal
 from raycache.fuse.protocol import (
+    UNIQUE_RESEND,
     Access,
     BatchForget,
     Forget,
@@ -172,11 +173,21 @@ class Operations:
         flags = request.body.flags
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise ReadOnlyError("the filesystem is read-only")
+        again = self._opened_before(request)
+        if again is not None:
+            return self._serving.open_again(again)
         node = self._inodes.get(request.nodeid)
         if not self._inodes.is_current(node.id):
             # A later look-up found another version. The VFS hears ESTALE and looks the path up again.
             raise StaleNodeError("the file has been replaced", where=node.info.path)
-        return self._serving.open(node, flags)
+        return self._serving.open(node, Asked(flags, request.unique & ~UNIQUE_RESEND))
+
+    def _opened_before(self, request: Request) -> Handle | None:
+        """What a server that died has opened for a request, if the kernel never heard of it."""
+        if not request.resent:
+            return None
+        handle = self._handles.opened_for(request.unique & ~UNIQUE_RESEND)
+        return handle if handle is not None and handle.node_id == request.nodeid else None
 
     def _read(self, request: Request) -> Answer:
         body = request.body
@@ -205,7 +216,11 @@ class Operations:
 
     def _opendir(self, request: Request) -> Answer:
         assert isinstance(request.body, OpenRequest)
-        return self._tree.open_directory(self._inodes.get(request.nodeid), request.body.flags)
+        again = self._opened_before(request)
+        if again is not None:
+            return self._tree.open_directory_again(again)
+        asked = Asked(request.body.flags, request.unique & ~UNIQUE_RESEND)
+        return self._tree.open_directory(self._inodes.get(request.nodeid), asked)
 
     def _readdir(self, request: Request) -> Answer:
         body = request.body

@@ -33,7 +33,7 @@ _NODE = struct.Struct("<QQB5I")
 _VERSION = struct.Struct("<QqQ")
 _OPENED = struct.Struct("<QQIIB")
 
-START, NODE, REFERENCED, FORGOTTEN, OPENED, RELEASED = range(1, 7)
+START, NODE, REFERENCED, FORGOTTEN, OPENED, RELEASED, ASKED = range(1, 8)
 
 _DIRECTORY, _HAS_VERSION, _SAME_PATH, _PREFIX, _SUPERSEDED = 1, 2, 4, 8, 16
 _PASSTHROUGH, _OF_DIRECTORY = 1, 2
@@ -60,6 +60,8 @@ class HandleEntry(NamedTuple):
     flags: int
     """open(2) flags of the request."""
     directory: bool
+    unique: int = 0
+    """Number of the request that it was opened for: the kernel sends it again if the answer never came to it."""
 
 
 @dataclass
@@ -119,7 +121,8 @@ def forgotten(counts: Sequence[tuple[int, int]]) -> bytes:
 def opened(fh: int, handle: HandleEntry) -> bytes:
     """The record of an open file or directory."""
     flags = (_PASSTHROUGH if handle.mode == "passthrough" else 0) | (_OF_DIRECTORY if handle.directory else 0)
-    return _record(OPENED, _OPENED.pack(fh, handle.node_id, handle.backing_id, handle.flags, flags))
+    record = _record(OPENED, _OPENED.pack(fh, handle.node_id, handle.backing_id, handle.flags, flags))
+    return record + _record(ASKED, struct.pack("<QQ", fh, handle.unique)) if handle.unique else record
 
 
 def released(fh: int) -> bytes:
@@ -206,6 +209,10 @@ class _Replay:
                 node_id, mode, backing_id, open_flags, bool(flags & _OF_DIRECTORY)
             )
             state.next_handle = max(state.next_handle, fh + 1)
+        elif kind == ASKED:
+            fh, unique = _numbers(payload)
+            if fh in state.handles:
+                state.handles[fh] = state.handles[fh]._replace(unique=unique)
         elif kind == RELEASED:
             for fh in _numbers(payload):
                 state.handles.pop(fh, None)

@@ -148,6 +148,8 @@ class Server:
         agreed = statefiles.read_json(os.path.join(self._directory, AGREED))
         if not agreed:
             return  # the one before never got as far as INIT
+        if agreed.get("passthrough") and not self._no_passthrough:
+            self._serving.clear_backing_files()
         self._settle(agreed)
         if agreed.get("resend"):
             self._session.resend()

@@ -21,7 +21,7 @@ from raycache.errors import RaycacheError
 from raycache.fuse import device
 from raycache.fuse.buffers import Buffers
 from raycache.fuse.completion import Completion
-from raycache.fuse.handles import Handle, Handles, IoModeError
+from raycache.fuse.handles import Asked, Handle, Handles, IoModeError
 from raycache.fuse.inodes import Node
 from raycache.fuse.mapped import LEAST, Mapping
 from raycache.fuse.protocol import Open, replies
@@ -105,16 +105,20 @@ class Serving:
 
     # -- open ---------------------------------------------------------------------------------------------
 
-    def open(self, node: Node, flags: int) -> Reply | Deferred:
+    def open(self, node: Node, asked: Asked) -> Reply | Deferred:
         """Answer OPEN of a file."""
         version = _version(node)
         if self.passthrough:
-            handle = self._open_whole_now(node, flags)
+            handle = self._open_whole_now(node, asked)
             if handle is not None:
                 return self._reply(handle)
             if 0 < version.size <= SMALL and self._handles.may_passthrough(node.id):
-                return self._later(node, flags)
-        return self._reply(self._open_cached(node, flags, ObjectReader(self._client, version)))
+                return self._later(node, asked)
+        return self._reply(self._open_cached(node, asked, ObjectReader(self._client, version)))
+
+    def open_again(self, handle: Handle) -> Reply:
+        """Answer OPEN of a file once more: the kernel has not heard the answer of a server that died."""
+        return self._reply(handle)
 
     def release(self, fh: int) -> Reply | Deferred:
         """Answer RELEASE."""
@@ -128,11 +132,11 @@ class Serving:
             stream.reader.close()
         return b""
 
-    def _later(self, node: Node, flags: int) -> Deferred:
+    def _later(self, node: Node, asked: Asked) -> Deferred:
         made: list[Handle] = []
 
         def call() -> Reply:
-            made.append(self._fetch_first(node, flags))
+            made.append(self._fetch_first(node, asked))
             return self._reply(made[0])
 
         return Deferred(call, lambda: self._take_back(made[0].fh))
@@ -149,28 +153,28 @@ class Serving:
         # then. Elsewhere the page cache is what makes a second read fast; a node's bytes never change, so it is kept.
         return replies.opened(handle.fh, Open.DIRECT_IO if self.passthrough else Open.KEEP_CACHE)
 
-    def _fetch_first(self, node: Node, flags: int) -> Handle:
+    def _fetch_first(self, node: Node, asked: Asked) -> Handle:
         reader = ObjectReader(self._client, _version(node))
         try:
             local = reader.local_file()
-            handle = self._open_whole(node, flags, local)
+            handle = self._open_whole(node, asked, local)
         except BaseException:
             reader.close()
             raise
         if handle is None:
-            return self._open_cached(node, flags, reader)
+            return self._open_cached(node, asked, reader)
         reader.close()
         return handle
 
-    def _open_whole_now(self, node: Node, flags: int) -> Handle | None:
+    def _open_whole_now(self, node: Node, asked: Asked) -> Handle | None:
         """`_open_whole` of what is in the local store now."""
         with contextlib.ExitStack() as opened:
             local = self._client.open_local(_version(node))
             if local is not None:
                 opened.callback(local.close)  # the kernel has the lease then
-            return self._open_whole(node, flags, local)
+            return self._open_whole(node, asked, local)
 
-    def _open_whole(self, node: Node, flags: int, local: LocalFile | None) -> Handle | None:
+    def _open_whole(self, node: Node, asked: Asked, local: LocalFile | None) -> Handle | None:
         """A passthrough handle, if the object is whole here and the inode's mode allows it. The caller closes `local`:
         the kernel has a lease of its own."""
         backing_id = 0
@@ -179,7 +183,9 @@ class Serving:
                 if local is None or not local.complete or not self._handles.may_passthrough(node.id):
                     return None
                 backing_id = device.backing_open(self._fd, local.fileno())
-            handle = self._handles.open(node.id, "passthrough", backing_id=backing_id, flags=flags)
+            handle = self._handles.open(
+                node.id, "passthrough", backing_id=backing_id, flags=asked.flags, unique=asked.unique
+            )
             if backing_id and handle.backing_id != backing_id:  # another open was faster
                 self._forget(backing_id)
             self._count(_version(node))
@@ -203,14 +209,16 @@ class Serving:
         tally.read = version.size
         self._client.tallies.close(tally)
 
-    def _open_cached(self, node: Node, flags: int, reader: ObjectReader) -> Handle:
+    def _open_cached(self, node: Node, asked: Asked, reader: ObjectReader) -> Handle:
         stream = Stream(reader)
         try:
             for _ in range(_TRIES):
                 try:
-                    return self._handles.open(node.id, "cached", flags=flags, state=stream)
+                    return self._handles.open(
+                        node.id, "cached", flags=asked.flags, unique=asked.unique, state=stream
+                    )
                 except IoModeError:  # open for passthrough meanwhile: so can this one be
-                    handle = self._open_whole_now(node, flags)
+                    handle = self._open_whole_now(node, asked)
                     if handle is not None:
                         reader.close()
                         return handle
@@ -218,6 +226,18 @@ class Serving:
         except BaseException:
             reader.close()
             raise
+
+    def clear_backing_files(self) -> None:
+        """Give up what a server that died has registered and not written down yet: its lease would last as long as
+        the mount. Before anything is opened."""
+        kept = {handle.backing_id for handle in self._handles.all()}
+        try:
+            cleared = device.backing_clear(self._fd, kept)
+        except OSError as error:
+            log.warning("backing files of the server before are not looked for: %s", error)
+            return
+        if cleared:
+            log.info("%d backing files of the server before are given up", cleared)
 
     def _forget(self, backing_id: int) -> None:
         try:

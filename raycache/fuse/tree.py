@@ -21,7 +21,7 @@ from raycache.blocks import FileInfo
 from raycache.client import Client
 from raycache.engine import MetadataCache
 from raycache.errors import NotFoundError
-from raycache.fuse.handles import Handle, Handles
+from raycache.fuse.handles import Asked, Handle, Handles
 from raycache.fuse.inodes import Inodes, Node
 from raycache.fuse.protocol import ROOT_ID, Attr, DirBuffer, Open, replies
 from raycache.fuse.protocol.constants import NAME_MAX
@@ -170,22 +170,26 @@ class Tree:
 
     # -- directories --------------------------------------------------------------------------------------
 
-    def open_directory(self, node: Node, flags: int) -> Reply | Deferred:
+    def open_directory(self, node: Node, asked: Asked) -> Reply | Deferred:
         """Answer OPENDIR."""
         path = node.info.path
         known = self._client.known(self._dataset)
         holds = self._unchanged(known)
         found = known.listing(path)
         if found is not None:
-            return self._opened(node, flags, Listing(*found, holds))[1]
+            return self._opened(node, asked, Listing(*found, holds))[1]
         made: list[Handle] = []
 
         def call() -> Reply:
-            handle, reply = self._opened(node, flags, self._list(path))
+            handle, reply = self._opened(node, asked, self._list(path))
             made.append(handle)
             return reply
 
         return Deferred(call, lambda: self.release_directory(made[0].fh))
+
+    def open_directory_again(self, handle: Handle) -> Reply:
+        """Answer OPENDIR once more: the kernel has not heard the answer of a server that died."""
+        return replies.opened(handle.fh, Open.CACHE_DIR)
 
     def read_directory(
         self, node: Node, handle: Handle, offset: int, size: int, *, plus: bool
@@ -209,8 +213,10 @@ class Tree:
         holds = self._unchanged(self._client.known(self._dataset))
         return Listing(*self._client.dated_list(self._dataset, path), holds)
 
-    def _opened(self, node: Node, flags: int, listing: Listing) -> tuple[Handle, bytes]:
-        handle = self._handles.open(node.id, flags=flags, directory=True, state=listing)
+    def _opened(self, node: Node, asked: Asked, listing: Listing) -> tuple[Handle, bytes]:
+        handle = self._handles.open(
+            node.id, flags=asked.flags, unique=asked.unique, directory=True, state=listing
+        )
         kernel = Open.CACHE_DIR
         if self._remember(node.info.path, listing.infos):
             kernel |= Open.KEEP_CACHE

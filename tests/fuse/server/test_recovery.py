@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
 import hashlib
 import mmap
 import os
@@ -19,6 +21,7 @@ import pytest
 
 from raycache import mountinfo
 from raycache.blocks import MiB
+from raycache.fuse import device
 from tests.fuse.conftest import Stage, processes_of
 from tests.support.embedded import noise
 from tests.support.fusemount import BLOCK, SMALL, FuseMount
@@ -166,6 +169,58 @@ def test_killed_servers_cost_readers_nothing(filled: tuple[FuseMount, dict[str, 
     log = fuse.log()
     assert "Traceback" not in log, log[-3000:]
     assert fuse.unmount().state == "ended"
+
+
+def test_a_backing_file_that_a_killed_server_had_no_time_to_write_down_is_given_up(
+    fuse: FuseMount, passthrough: None
+) -> None:
+    mount = fuse
+    mount.put("file", noise(MiB))
+    mount.start()
+    assert (mount.point / "file").read_bytes() == noise(MiB)
+    (data,) = mount.tier.rglob("*.data")
+    before = mount.server()
+    # As the server does it, and then dies.
+    with open(data, "rb") as leased, _connection(mount) as connection:
+        fcntl.flock(leased, fcntl.LOCK_SH)
+        device.backing_open(connection, leased.fileno())
+    with open(data, "rb") as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.kill(before, signal.SIGKILL)
+        mount.server(other_than=before)
+        until(lambda: _lockable(other.fileno()), "the lease has ended with it")
+    assert (mount.point / "file").read_bytes() == noise(MiB)
+    mount.unmount()
+
+
+@contextlib.contextmanager
+def _connection(mount: FuseMount) -> Iterator[int]:
+    """The mount's connection, which its supervisor holds."""
+    supervisor = mount.status().supervisor_pid
+    (number,) = [
+        int(fd.name) for fd in Path(f"/proc/{supervisor}/fd").iterdir() if fd.readlink() == Path("/dev/fuse")
+    ]
+    pidfd = os.pidfd_open(supervisor)
+    try:
+        # pidfd_getfd(2), which Python does not have; its number is the same on all architectures.
+        fd = ctypes.CDLL(None, use_errno=True).syscall(438, pidfd, number, 0)
+        assert fd >= 0, os.strerror(ctypes.get_errno())
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+    finally:
+        os.close(pidfd)
+
+
+def _lockable(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return True
 
 
 def test_sighup_replaces_the_server_under_open_files(filled: tuple[FuseMount, dict[str, bytes]]) -> None:

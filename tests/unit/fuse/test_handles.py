@@ -126,3 +126,26 @@ def test_what_was_open_is_open_after_a_restart(tmp_path: Path) -> None:
     assert len(after.inodes) == 0
     before.journal.close()
     after.journal.close()
+
+
+def test_a_handle_whose_number_never_came_to_the_kernel_is_found_by_its_request(tmp_path: Path) -> None:
+    before = Tables(str(tmp_path / "journal"))
+    node = before.inodes.lookup(ROOT_ID, file("a"))
+    told = before.handles.open(node.id, unique=40)
+    untold = before.handles.open(node.id, unique=42)
+    gone = before.handles.open(node.id, unique=44)
+    before.handles.release(gone.fh)
+    before.journal.compact()
+    later = before.handles.open(node.id, unique=46)
+    before.journal.flush()
+    assert before.handles.opened_for(42) is None, "its own server has answered, or will"
+
+    after = Tables(str(tmp_path / "journal"))
+    for unique, handle in ((40, told), (42, untold), (46, later)):
+        found = after.handles.opened_for(unique)
+        assert found is not None
+        assert found.fh == handle.fh
+    assert after.handles.opened_for(44) is None
+    assert after.handles.opened_for(48) is None
+    before.journal.close()
+    after.journal.close()
