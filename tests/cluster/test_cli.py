@@ -287,7 +287,7 @@ def test_a_load_that_does_not_fit_fails_with_what_is_missing(
         (["load", "nothing"], 4, "no such dataset"),
         (["load", "ds", "../escape"], 2, ".."),
         (["evict", "ds", "a/../../b"], 2, ".."),
-        (["load", "ds", "no/such/file"], 1, "no/such/file"),
+        (["load", "ds", "no/such/file"], 4, "no/such/file"),
         (["get", "dataset", "nothing"], 4, "no such dataset"),
         (["describe", "dataset", "nothing"], 4, "no such dataset"),
         (["delete", "secret", "ds"], 2, "used by dataset ds"),
