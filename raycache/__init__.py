@@ -45,6 +45,7 @@ _HOMES = {
     "SpecError": "raycache.errors",
     "StaleObjectError": "raycache.errors",
     "StoreBusyError": "raycache.errors",
+    "TooManyFilesError": "raycache.errors",
     "UnderStoreError": "raycache.errors",
     "WorkerUnavailableError": "raycache.errors",
 }
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
         SpecError,
         StaleObjectError,
         StoreBusyError,
+        TooManyFilesError,
         UnderStoreError,
         WorkerUnavailableError,
     )
@@ -100,6 +102,7 @@ __all__ = [
     "SpecError",
     "StaleObjectError",
     "StoreBusyError",
+    "TooManyFilesError",
     "UnderStoreError",
     "WorkerUnavailableError",
     "__version__",
@@ -126,4 +129,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, "data"})
+    return sorted({*__all__, "data"})

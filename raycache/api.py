@@ -228,7 +228,7 @@ class Admin:
     def load(
         self,
         dataset: str,
-        paths: Sequence[str] = ("/",),
+        paths: str | Sequence[str] = ("/",),
         replicas: Replicas = 1,
         name: str | None = None,
         metadata: bool = True,
@@ -237,7 +237,7 @@ class Admin:
 
         Args:
             dataset: its name.
-            paths: files and directories in it.
+            paths: files and directories in it, or one.
             replicas: on how many nodes a copy should be, or `all`.
             name: of the load; default: made from the dataset's.
             metadata: list the object store afresh first.
@@ -248,7 +248,7 @@ class Admin:
         if replicas != "all" and (not isinstance(replicas, int) or replicas < 1):
             raise SpecError("replicas must be a number of at least 1, or 'all'", where=repr(replicas))
         spec = {
-            "target": [{"path": "/" + clean_path(path), "replicas": replicas} for path in paths or ("/",)],
+            "target": [{"path": "/" + clean_path(path), "replicas": replicas} for path in _paths(paths)],
             "loadMetadata": metadata,
         }
         name = name or f"{dataset}-{uuid.uuid4().hex[:5]}"
@@ -267,7 +267,9 @@ class Admin:
         """
         return int(self._control.call("evict", dataset, clean_path(path)))
 
-    def invalidate(self, dataset: str, paths: Sequence[str] = ("/",), *, wait: bool = True) -> dict[str, str]:
+    def invalidate(
+        self, dataset: str, paths: str | Sequence[str] = ("/",), *, wait: bool = True
+    ) -> dict[str, str]:
         """Have everybody forget what is known of the names at and below paths, because they have changed in the store.
 
         Workers forget at once, and so whoever connects afterwards sees the store as it is. Clients that are connected
@@ -276,7 +278,7 @@ class Admin:
 
         Args:
             dataset: its name.
-            paths: files and directories in it, whether or not the store has them (any more).
+            paths: files and directories in it, or one, whether or not the store has them (any more).
             wait: return two seconds later, when clients and mounts that can be reached have forgotten, too.
 
         Returns:
@@ -286,12 +288,17 @@ class Admin:
             DatasetNotFoundError, PathError.
             ClusterUnavailableError: it could not be published.
         """
-        cleaned = [clean_path(path) for path in paths] or [""]
+        cleaned = [clean_path(path) for path in _paths(paths)]
         return dict(self._control.call("invalidate", dataset, cleaned, wait))
 
     def status(self) -> dict[str, Any]:
         """How the cluster is: versions, epoch, coordinator, counts, problems by node."""
         return dict(self._control.call("status"))
+
+
+def _paths(paths: str | Sequence[str]) -> Sequence[str]:
+    """Paths, or one: a string is a sequence of strings, too. None are all."""
+    return [paths] if isinstance(paths, str) else paths or ["/"]
 
 
 _KINDS = {

@@ -68,13 +68,17 @@ def start(num_cpus: int | None = None) -> dict[str, Any]:
     state = {"address": f"{host}:{port}", "pid": process.pid, "start_time": _start_time(process.pid)}
     file.write_text(json.dumps(state))
     deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        # The last thing that `ray start --block` says, once all parts answer.
-        if b"block forever" in log.read_bytes():
-            return state
-        time.sleep(0.1)
+    try:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            # The last thing that `ray start --block` says, once all parts answer.
+            if b"block forever" in log.read_bytes():
+                return state
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        stop()
+        raise
     stop()
     raise ClusterUnavailableError(
         "the local Ray cluster did not start", where=str(log), hint="its log says why"
@@ -98,6 +102,7 @@ def stop() -> bool:
     if state is None:
         _state_file().unlink(missing_ok=True)
         return False
+    _forget_address(state["address"])
     # Killed hard, too, it takes its children with it: Ray's reaper waits for its end.
     for number in (signal.SIGTERM, signal.SIGKILL):
         os.kill(state["pid"], number)
@@ -111,6 +116,20 @@ def stop() -> bool:
     raise OperationFailedError(
         "the local Ray cluster does not end", where=f"process {state['pid']}", hint="kill it"
     )
+
+
+def _forget_address(address: str) -> None:
+    """Remove Ray's note of the machine's newest cluster, as `ray stop` does, if it is this one: a plain `ray.init()`
+    would try for minutes to connect to it."""
+    from ray._common.utils import get_ray_address_file  # where Ray's own `start` and `stop` look
+
+    note = Path(get_ray_address_file(None))
+    try:
+        noted = note.read_text().strip()
+    except OSError:
+        return
+    if noted == address:
+        note.unlink(missing_ok=True)
 
 
 def _reap(pid: int) -> None:

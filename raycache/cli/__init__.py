@@ -6,9 +6,15 @@ Nothing here is imported before `main` runs, and Ray, pydantic and pyarrow not b
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Run the command line on `sys.argv` and end the process with its status (see `raycache.cli.failures`)."""
-    from raycache.cli.app import run
+    try:
+        from raycache.cli.app import run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # before there was a command to be interrupted
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -109,4 +109,4 @@ def invalidate(
     late = admin.invalidate(dataset, paths or ["/"], wait=not no_wait)
     for node, why in sorted(late.items()):
         warn(f"node {node[:12]}: {why}; its worker hears of it from the next who asks it")
-    print_lines([f"dataset/{dataset} invalidated"])
+    print_lines([f"dataset/{dataset}: {', '.join(paths or ['/'])} invalidated"])

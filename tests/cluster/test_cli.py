@@ -222,7 +222,8 @@ def test_what_was_overwritten_is_seen_after_it_was_invalidated(
         s3_server.put(bucket, "file", b"the new one")
         assert read() == "b'old'"
         result = raycache("invalidate", "changing", "file", "never/was")
-        assert (result.returncode, result.stdout, result.stderr) == (0, "dataset/changing invalidated\n", "")
+        told = "dataset/changing: file, never/was invalidated\n"
+        assert (result.returncode, result.stdout, result.stderr) == (0, told, "")
         assert read() == "b'the new one'"
         assert raycache("load", "changing").returncode == 0
         assert raycache("load", "changing", "nowhere").returncode == 4

@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1 << 31), help="of all choices")
     parser.add_argument("--report", type=Path, help="JSON file to write the figures to")
     options = parser.parse_args()
-    print(f"seed {options.seed}", flush=True)
+    print(f"seed {options.seed}; that workers die, as Ray will say, is part of it", flush=True)
     result = run(60 * options.minutes, options.seed)
     print(told(result))
     if options.report:
@@ -28,9 +28,14 @@ def main() -> int:
     return 1 if result.problems else 0
 
 
+LEGEND = """\
+  (looks: stats and listings; stale: the version that a file was opened on had been replaced, and was not cached;
+  absent: there was no object. Each of them was compared with what the store held at that moment.)"""
+
+
 def told(result: Result) -> str:
     """A result in words."""
-    lines = [f"{result.seconds:.0f} s"]
+    lines = [f"{result.seconds:.0f} s of reading on every front, each byte compared", LEGEND]
     for report in result.readers:
         lines.append(
             f"  {report['name']:14} {report['opens']:6} opens {report['reads']:7} reads"
@@ -43,9 +48,17 @@ def told(result: Result) -> str:
     memory = (
         f"{name} {before >> 20} -> {after >> 20} MiB" for name, (before, after) in result.memory.items()
     )
-    lines.append("  memory: " + ", ".join(memory))
+    lines.append("  memory, second and last quarter: " + (", ".join(memory) or "too short a run"))
     lines.append("  at last, {} bytes were fetched once for {} on three nodes".format(*result.fetched_once))
     lines += [f"PROBLEM {problem}" for problem in result.problems]
+    reads = sum(report["reads"] for report in result.readers)
+    size = sum(report["bytes"] for report in result.readers)
+    if result.problems:
+        lines.append(f"FAILED: {len(result.problems)} problems in {reads} reads")
+    else:
+        lines.append(
+            f"PASSED: {reads} reads of {size / 2**30:.1f} GiB: no wrong byte, no failed read, no lease or process left"
+        )
     return "\n".join(lines)
 
 

@@ -176,16 +176,21 @@ class Killer:
         self._point = point
         self._random = random.Random(seed)
         self.done: Counter[str] = Counter()
+        self._blows = [self._worker, self._worker, self._frozen_worker, self._coordinator, self._eviction]
+        if point:
+            self._blows += [self._server, self._server]
 
     def act(self) -> float:
         """One blow; the seconds until the next."""
-        blows = [self._worker, self._worker, self._frozen_worker, self._coordinator, self._eviction]
-        if self._point:
-            blows += [self._server, self._server]
-        blow = self._random.choice(blows)
+        blow = self._random.choice(self._blows)
         if blow():
-            self.done[blow.__name__.strip("_").replace("_", " ")] += 1
+            self.done[_kind(blow)] += 1
         return self._random.uniform(1.0, 5.0)
+
+    @property
+    def kinds(self) -> set[str]:
+        """All kinds of blows."""
+        return {_kind(blow) for blow in self._blows}
 
     def _victim(self) -> int:
         try:
@@ -221,6 +226,10 @@ class Killer:
 
     def _server(self) -> bool:
         return _signal(mounts.status(self._point).server_pid, signal.SIGKILL)
+
+
+def _kind(blow: Callable[[], bool]) -> str:
+    return blow.__name__.strip("_").replace("_", " ")
 
 
 def _signal(pid: int, number: signal.Signals) -> bool:

@@ -28,6 +28,9 @@ MiB = 1 << 20
 MEMORY_SLACK = 32 * MiB
 """Bytes by which a process's memory may be more in the last quarter of a run than in the second."""
 
+ALL_BLOWS_AFTER_S = 120.0
+"""Length of a run in which every kind of blow falls, as good as certainly."""
+
 FLAT_AFTER_S = 600.0
 """Length of a run from which on memory must be flat: before, a process gets its threads and their heaps."""
 
@@ -125,9 +128,9 @@ class Soak:
         }
         result.counted_bytes = watch.counted
         result.problems += problems
-        self._judge(watch)
+        self._judge(watch, killer)
 
-    def _judge(self, watch: Watch) -> None:
+    def _judge(self, watch: Watch, killer: Killer) -> None:
         """What the readers saw, and what their processes and the cluster's kept."""
         problems, samples = self.result.problems, dict(watch.memory)
         for report in self.result.readers:
@@ -138,6 +141,8 @@ class Soak:
                 problems.append(f"{report['name']} has read nothing")
         memory = {name: found for name, s in samples.items() if (found := quarters(s, self.seconds))}
         self.result.memory = memory
+        if self.seconds >= ALL_BLOWS_AFTER_S:
+            problems += [f"no {kind} in the whole run" for kind in sorted(killer.kinds - set(killer.done))]
         if self.seconds >= FLAT_AFTER_S:
             problems += [
                 f"memory of {name} grew from {before >> 20} to {after >> 20} MiB"

@@ -57,6 +57,12 @@ def test_importing_raycache_imports_nothing_heavy() -> None:
     assert run("import sys, raycache.api; print('ray' in sys.modules)") == "False\n"
 
 
+def test_one_path_is_not_taken_for_its_letters() -> None:
+    assert list(api._paths("images")) == ["images"]
+    assert list(api._paths(["a", "b"])) == ["a", "b"]
+    assert list(api._paths(())) == ["/"], "none are all"
+
+
 def test_every_exported_name_is_there() -> None:
     for name in raycache.__all__:
         assert getattr(raycache, name) is not None

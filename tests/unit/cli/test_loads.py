@@ -232,7 +232,11 @@ def test_the_status_tells_a_path_that_is_not_there(backend: FakeBackend, error: 
 
 def test_invalidate(backend: FakeBackend) -> None:
     result = invoke(backend, "invalidate", "imagenet", "train", "val/x")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "dataset/imagenet invalidated\n", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        0,
+        "dataset/imagenet: train, val/x invalidated\n",
+        "",
+    )
     invoke(backend, "invalidate", "imagenet", "--no-wait")
     assert backend.fake.calls == [
         ("invalidate", "imagenet", ["train", "val/x"], True),
@@ -243,7 +247,7 @@ def test_invalidate(backend: FakeBackend) -> None:
 def test_workers_that_did_not_hear_of_an_invalidation_are_told(backend: FakeBackend) -> None:
     backend.fake.late = {"94b8f530db2b99bb": "the worker does not answer"}
     result = invoke(backend, "invalidate", "imagenet")
-    assert (result.exit_code, result.stdout) == (0, "dataset/imagenet invalidated\n")
+    assert (result.exit_code, result.stdout) == (0, "dataset/imagenet: / invalidated\n")
     assert result.stderr.startswith(
         "warning: node 94b8f530db2b: the worker does not answer; its worker hears"
     )

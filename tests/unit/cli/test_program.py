@@ -90,6 +90,21 @@ def test_an_interruption() -> None:
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 
 
+def test_an_interruption_before_there_is_a_command() -> None:
+    program = (
+        "import builtins\n"
+        "def interrupted(name, *rest, real=builtins.__import__):\n"
+        "    if name == 'raycache.cli.app':\n"
+        "        raise KeyboardInterrupt\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = interrupted\n"
+        "from raycache.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (Exit.INTERRUPTED, "interrupted\n")
+
+
 def test_a_reader_that_goes_away() -> None:
     result = failing(BrokenPipeError())
     assert (result.exit_code, result.stderr) == (141, "")
