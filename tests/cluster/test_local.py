@@ -62,6 +62,7 @@ def test_a_local_cluster_is_started_used_and_ended(short_dir: Path) -> None:
     stopped = json.loads(run.stdout.splitlines()[-1])
     assert (stopped["local"], stopped["workers"]) == (True, 1)
     assert [path.name for path in (short_dir / "raycache").iterdir()] == ["local.log"]
+    assert not list(short_dir.rglob("ray_current_cluster")), "a plain ray.init() would look for it there"
     assert not [pid for pid in Path("/proc").glob("[0-9]*") if mentions(pid, str(short_dir))]
 
 
