@@ -7,12 +7,13 @@ else takes whichever has the higher epoch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from raycache.errors import RaycacheError
+from raycache.former import former_owners
 from raycache.placement import Placement, rebalance
 
 State = Literal["up", "draining"]
@@ -84,11 +85,13 @@ class Membership:
         workers: sorted by id.
         tables: partition table of each dataset, as `Placement.pack` makes it; kept packed, because most who
             pass a membership on never look anything up in it.
+        former: for each dataset, who owned its partitions before (`raycache.former`), packed, the latest first.
     """
 
     epoch: int = 0
     workers: tuple[Worker, ...] = ()
     tables: Mapping[str, str] = field(default_factory=dict)
+    former: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def worker(self, worker_id: str) -> Worker | None:
         """The worker of that id, or None if it is not a member."""
@@ -102,6 +105,10 @@ class Membership:
         """Who owns what of a dataset; None if no worker does."""
         table = self.tables.get(dataset)
         return None if table is None else _unpacked(table)
+
+    def former_placements(self, dataset: str) -> list[Placement]:
+        """Who owned what of a dataset before, the latest first; `former.NOBODY` where nobody is known."""
+        return [_unpacked(table) for table in self.former.get(dataset, ())]
 
     def workers_for(self, dataset: str) -> list[Worker]:
         """Workers that hold a dataset, draining ones included: they still answer."""
@@ -147,9 +154,27 @@ class Membership:
             weights = self.weights_for(dataset)
             if weights:
                 tables[dataset] = rebalance(self.placement(dataset), weights).pack()
-        if tables == dict(self.tables):
+        return self.with_tables(tables)
+
+    def with_tables(self, tables: Mapping[str, str], returning: Collection[str] = ()) -> Membership:
+        """The next membership: these are the tables, and who owned what before is remembered.
+
+        Args:
+            tables: packed, by dataset.
+            returning: ids of workers that are away and may come back.
+        """
+        members = {worker.id for worker in self.workers} | set(returning)
+        former = {}
+        for dataset, table in tables.items():
+            if dataset not in self.former and self.tables.get(dataset, table) == table:
+                continue
+            known = self.former_placements(dataset)
+            owners = former_owners(known, self.placement(dataset), _unpacked(table), members)
+            if owners:
+                former[dataset] = tuple(one.pack() for one in owners)
+        if tables == dict(self.tables) and former == dict(self.former):
             return self
-        return replace(self, epoch=self.epoch + 1, tables=tables)
+        return replace(self, epoch=self.epoch + 1, tables=dict(tables), former=former)
 
     def restarted(self, old_id: str, worker: Worker) -> Membership:
         """The next membership: `worker` took the place of `old_id` and its disks, so nothing moves."""
@@ -157,8 +182,12 @@ class Membership:
             dataset: _unpacked(table).renamed(old_id, worker.id).pack()
             for dataset, table in self.tables.items()
         }
+        former = {
+            dataset: tuple(_unpacked(table).renamed(old_id, worker.id).pack() for table in owners)
+            for dataset, owners in self.former.items()
+        }
         workers = [other for other in self.workers if other.id not in (old_id, worker.id)]
-        return replace(self, tables=tables)._with([*workers, worker])
+        return replace(self, tables=tables, former=former)._with([*workers, worker])
 
     def _with(self, workers: Iterable[Worker]) -> Membership:
         ordered = tuple(sorted(workers, key=lambda worker: worker.id))
@@ -170,6 +199,7 @@ class Membership:
             "epoch": self.epoch,
             "workers": [worker.to_wire() for worker in self.workers],
             "tables": dict(self.tables),
+            "former": {dataset: list(tables) for dataset, tables in self.former.items()},
         }
 
     @classmethod
@@ -178,7 +208,12 @@ class Membership:
         try:
             workers = tuple(Worker.from_wire(worker) for worker in data["workers"])
             tables = {str(dataset): str(table) for dataset, table in data.get("tables", {}).items()}
-            return cls(int(data["epoch"]), tuple(sorted(workers, key=lambda worker: worker.id)), tables)
+            former = {
+                str(dataset): tuple(str(table) for table in tables)
+                for dataset, tables in data.get("former", {}).items()
+            }
+            ordered = tuple(sorted(workers, key=lambda worker: worker.id))
+            return cls(int(data["epoch"]), ordered, tables, former)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise RaycacheError("an answer is not a valid membership") from None
 

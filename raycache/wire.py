@@ -102,11 +102,15 @@ class StreamTicket:
         version: the version; the answer holds bytes of this one or is an error.
         blocks: the blocks, ascending, step 1, not empty.
         hops: workers the request has passed already; one with `hops >= MAX_HOPS` must not be forwarded.
+        epoch: the membership that the asker knows: who is asked hears of it before he decides where to look.
+        held: only what the worker has: it asks nobody, and ends with an error where something is missing.
     """
 
     version: ObjectVersion
     blocks: range
     hops: int = 0
+    epoch: int = 0
+    held: bool = False
 
     def to_wire(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -114,6 +118,8 @@ class StreamTicket:
             "version": self.version.to_wire(),
             "blocks": [self.blocks.start, self.blocks.stop],
             "hops": self.hops,
+            "epoch": self.epoch,
+            "held": self.held,
         }
 
     @classmethod
@@ -137,7 +143,10 @@ class StreamTicket:
         hops = data.get("hops", 0)
         if type(hops) is not int or not 0 <= hops <= MAX_HOPS:
             raise RaycacheError("a stream ticket passed through too many workers", where=version.path)
-        return cls(version, range(start, stop), hops)
+        epoch = data.get("epoch", 0)
+        if type(epoch) is not int:
+            raise RaycacheError("a stream ticket has an epoch that is no number", where=version.path)
+        return cls(version, range(start, stop), hops, epoch, bool(data.get("held", False)))
 
 
 def version_from_wire(data: object) -> ObjectVersion:

@@ -32,15 +32,37 @@ def eligible(dataset: ResolvedDataset, nodes: Iterable[Node]) -> list[Node]:
     return [n for n in nodes if all(n.labels.get(k) == v for k, v in dataset.node_selector.items())]
 
 
-def holders(dataset: ResolvedDataset, nodes: Iterable[Node], holding: Collection[str]) -> list[str]:
+def holders(
+    dataset: ResolvedDataset,
+    nodes: Iterable[Node],
+    holding: Collection[str],
+    leaving: Collection[str] = (),
+    since: Mapping[str, float] | None = None,
+) -> list[str]:
     """Ids of the nodes that should hold a dataset.
 
-    Those that hold it already keep it, as far as the number allows; the others follow in an order that is a
-    hash of dataset and node, so that datasets with few replicas spread over the cluster.
+    Those that hold it already keep it, as far as the number allows: whoever is about to leave it goes first, then who
+    came last, and has had least time to fill. The others follow in an order that is a hash of dataset and node, so that
+    datasets with few replicas spread over the cluster.
+
+    Args:
+        dataset: which.
+        nodes: those that could.
+        holding: ids of those that do.
+        leaving: ids of those among them that are about to leave it.
+        since: when each of them took it on, seconds; who is not in it was the first.
     """
     _, most = dataset.replica_bounds
+    since = since or {}
     ids = [node.id for node in eligible(dataset, nodes)]
-    ids.sort(key=lambda id: (id not in holding, _rank(dataset.name, id)))
+    ids.sort(
+        key=lambda id: (
+            id not in holding,
+            id in leaving,
+            since.get(id, 0.0) if id in holding else 0.0,
+            _rank(dataset.name, id),
+        )
+    )
     return ids if most is None else ids[:most]
 
 
@@ -88,7 +110,9 @@ def next_membership(
             membership = membership.with_worker(worker)
         next_seats[node_id] = worker.id
     away = any(node not in reporting for node in next_seats)
-    membership = _with_tables(membership, _tables(membership, away, unsettled, forgotten))
+    tables = _tables(membership, away, unsettled, forgotten)
+    if membership is not former or tables != dict(former.tables):
+        membership = membership.with_tables(tables, returning=next_seats.values())
     if membership is former:
         return former, next_seats
     # Several changes are one step for those who hear of it.
@@ -102,9 +126,3 @@ def _tables(
     # The share of who is away, or not ready yet, waits; only what has no owners at all gets some.
     kept = {name: table for name, table in membership.tables.items() if away or name in unsettled}
     return {name: table for name, table in {**tables, **kept}.items() if name not in forgotten}
-
-
-def _with_tables(membership: Membership, tables: Mapping[str, str]) -> Membership:
-    if tables == dict(membership.tables):
-        return membership
-    return replace(membership, epoch=membership.epoch + 1, tables=dict(tables))

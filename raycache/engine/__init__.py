@@ -2,6 +2,7 @@
 
 from raycache.engine.engine import Engine, Keep
 from raycache.engine.holdings import MAX_ROOTS, Held, segment_size
+from raycache.engine.leaving import Leaving
 from raycache.engine.metadata import Dated, MetadataCache, ttl_from_wire
 from raycache.engine.peers import Peers
 from raycache.engine.service import EngineService, ensure_to_wire
@@ -14,6 +15,7 @@ __all__ = [
     "EngineService",
     "Held",
     "Keep",
+    "Leaving",
     "MetadataCache",
     "Peers",
     "Volume",

@@ -55,6 +55,14 @@ class Keep(NamedTuple):
     blocks: range
 
 
+class Taken(NamedTuple):
+    """What became of blocks that were to be taken over, in bytes; the rest was there already."""
+
+    taken: int
+    refused: int
+    """There is no room for them."""
+
+
 class Engine:
     """Serves the datasets that are attached to it.
 
@@ -317,6 +325,60 @@ class Engine:
                     yield from self._stream_past(version, range(block, block + 1))
                     continue
                 yield found
+
+    def held(self, version: ObjectVersion, blocks: range) -> Sequence[range]:
+        """Those of some adjacent blocks that are in the local store, in runs."""
+        present = self.volume(version.dataset).store.contains(version)
+        found = [block for block in blocks if present[block]]
+        return list(runs(found, max(1, len(found))))
+
+    def stream_held(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
+        """Blocks out of the local store, in order, each with its CRC32C. Nobody else is asked for one.
+
+        Raises:
+            RaycacheError: one of them is not there, or not any more.
+        """
+        store = self.volume(version.dataset).store
+        gone = RaycacheError("the worker does not have the blocks", where=f"{version.dataset}/{version.path}")
+        if store.absent(version, blocks):
+            raise gone
+        with store.fill(version, secondary=True) as filling:  # primary stays primary
+            for block in blocks:
+                try:
+                    found = filling.read(block)
+                except IntegrityError as error:
+                    raise gone from error
+                yield found
+
+    def take(self, version: ObjectVersion, blocks: range, source: str) -> Taken:
+        """Take over blocks from a worker that leaves, as their owner, unless something would have to go for them.
+
+        Args:
+            version: the object.
+            blocks: adjacent blocks, which that worker has.
+            source: its id.
+
+        Raises:
+            WorkerUnavailableError: it is no member (any more), or does not answer.
+            CacheFullError: no tier takes anything now.
+        """
+        worker = self.peers.membership.worker(source)
+        if worker is None:
+            raise WorkerUnavailableError("the worker that leaves is not known", where=source)
+        volume = self.volume(version.dataset)
+        with volume.fill(version) as filling:
+            missing = filling.missing(blocks)
+            length = sum(version.block_extent(block).length for block in missing)
+            with volume.room_for(length) as room:
+                if not room:
+                    return Taken(0, length)
+                for run in runs(missing, max(1, len(missing))):
+                    pulled = self.peers.stream_blocks(worker, version, run, hops=1, held=True)
+                    for block, (crc, data) in zip(run, pulled, strict=True):
+                        filling.write(range(block, block + 1), data, [crc])
+                        self.metrics.add(m.PEER_BYTES, len(data))
+                        self.metrics.add(m.MOVED_BYTES, len(data))
+        return Taken(length, 0)
 
     def recheck(self, version: ObjectVersion, blocks: range) -> tuple[int, ...]:
         """Check blocks of the local store against their CRC32C, because somebody received a damaged one.

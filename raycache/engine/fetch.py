@@ -1,9 +1,10 @@
 """Bringing missing blocks in: one fetch per block, whatever the number of readers that wait for it.
 
 A fetch run is a stretch of adjacent missing blocks of one segment. It is asked of the segment's owner; the
-owner itself, and whoever finds no owner alive, asks the object store. A run that came over the wire from
-another worker is never forwarded to a third (`hop`), nor does it wait for what this worker itself asked of
-another one, so no disagreement about the membership can make a loop.
+owner itself, and whoever finds no owner alive, first asks who may have it all the same (those that owned the
+segment before a change of the workers) for what they hold, and then the object store. A run that came over the
+wire from another worker is never forwarded to a third (`hop`), nor does it wait for what this worker itself asked
+of another one, so no disagreement about the membership can make a loop; who is asked for what he holds asks nobody.
 
 Peers' fetches and the store's have a pool each: a store fetch never waits for a peer, so two workers that
 fetch from each other cannot block one another. Within a pool each object has its share of the threads, so an object
@@ -15,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -164,7 +165,8 @@ class Fetcher:
             with volume.fill(version) as filling:
                 for worker in others:
                     try:
-                        fetched = self._from_peer(version, run, worker, filling)
+                        pulled = self._from_peer(version, run, worker, filling)
+                        fetched = [found for _, found in pulled]
                         break
                     except StaleObjectError:
                         raise
@@ -174,7 +176,7 @@ class Fetcher:
                             "blocks %s of %s not had from %s: %s", run, version.path, worker.address, error
                         )
                 else:
-                    fetched = self._from_store(volume, version, run, filling)
+                    fetched = self._as_owner(volume, version, run, filling, others)
         except StaleObjectError as error:
             volume.metadata.invalidate(version.path)
             self._finish(version, run, futures, of_peers, error=error)
@@ -187,6 +189,39 @@ class Fetcher:
             self._finish(version, run, futures, of_peers, error=internal)
         else:
             self._finish(version, run, futures, of_peers, fetched)
+
+    def _as_owner(
+        self,
+        volume: Volume,
+        version: ObjectVersion,
+        run: range,
+        filling: Filling,
+        asked: Sequence[Worker],
+    ) -> list[Fetched]:
+        """What other workers hold of a run, and the rest from the object store.
+
+        Args:
+            asked: workers that have failed to give it.
+        """
+        found: dict[int, Fetched] = {}
+        failed = {worker.id for worker in asked}
+        for worker in self._peers.sources(version, version.segment_of(run.start)):
+            if worker.id in failed or len(found) == len(run):
+                continue
+            try:
+                for part in self._peers.held(worker, version, run):
+                    wanted = [block for block in part if block not in found]
+                    for piece in runs(wanted, max(1, len(wanted))):
+                        for block, one in self._from_peer(version, piece, worker, filling, held=True):
+                            found[block] = one
+                            self._metrics.add(m.MOVED_BYTES, version.block_extent(block).length)
+            except RaycacheError as error:  # it need not have them, and the store has
+                self._metrics.add(m.FALLBACKS)
+                log.info("blocks %s of %s not had from %s: %s", run, version.path, worker.address, error)
+        missing = [block for block in run if block not in found]
+        for piece in runs(missing, max(1, len(missing))):
+            found.update(zip(piece, self._from_store(volume, version, piece, filling), strict=True))
+        return [found[block] for block in run]
 
     def _from_store(
         self, volume: Volume, version: ObjectVersion, run: range, filling: Filling
@@ -205,14 +240,12 @@ class Fetcher:
         return self._keep(version, run, filling, data, None)
 
     def _from_peer(
-        self, version: ObjectVersion, run: range, worker: Worker, filling: Filling
-    ) -> list[Fetched]:
-        fetched: list[Fetched] = []
-        for crc, data in self._peers.stream_blocks(worker, version, run, hops=1):
-            block = run[len(fetched)]
+        self, version: ObjectVersion, run: range, worker: Worker, filling: Filling, held: bool = False
+    ) -> Iterator[tuple[int, Fetched]]:
+        stream = self._peers.stream_blocks(worker, version, run, hops=1, held=held)
+        for block, (crc, data) in zip(run, stream, strict=True):
             self._metrics.add(m.PEER_BYTES, len(data))
-            fetched += self._keep(version, range(block, block + 1), filling, data, [crc])
-        return fetched
+            yield block, self._keep(version, range(block, block + 1), filling, data, [crc])[0]
 
     def _keep(
         self, version: ObjectVersion, run: range, filling: Filling, data: memoryview, crcs: list[int] | None

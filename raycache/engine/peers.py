@@ -28,6 +28,10 @@ STREAM_TIMEOUT_S = 120.0
 RECHECK_TIMEOUT_S = 10.0
 """Longest wait for a worker that is asked to check a block; somebody waits for the bytes meanwhile."""
 
+HELD_TIMEOUT_S = 10.0
+"""Longest wait for a block, or an answer, of a worker that is only asked for what it has: it waits for nobody itself,
+and the object store has the bytes, too."""
+
 FAILOVER_DEPTH = 3
 """Owners tried for a segment before the object store itself is read."""
 
@@ -148,6 +152,31 @@ class Peers:
             return []
         return self._reachable_first(membership, placement.ranked(version, segment, FAILOVER_DEPTH))
 
+    def sources(self, version: ObjectVersion, segment: int) -> list[Worker]:
+        """Other workers that may have a segment, to be asked for what they hold before the object store is: its owner,
+        and those that owned it before a change of the workers. None that is down."""
+        membership = self._membership
+        placement = membership.placement(version.dataset)
+        if placement is None:
+            return []
+        tables = [placement, *membership.former_placements(version.dataset)]
+        ids = dict.fromkeys(table.owner(version, segment) for table in tables)
+        ids.pop(self.self_id, None)
+        workers = [worker for id in ids if (worker := membership.worker(id)) is not None]
+        return [worker for worker in workers if not self.pool.is_down(worker.address)]
+
+    def held(self, worker: Worker, version: ObjectVersion, blocks: range) -> list[range]:
+        """Which of some adjacent blocks a worker has, in runs. Raises as `call` does."""
+        payload = {"version": version.to_wire(), "blocks": [blocks.start, blocks.stop]}
+        answer = self.call(worker, "has", payload, HELD_TIMEOUT_S)
+        try:
+            found = [range(int(start), int(stop)) for start, stop in answer["runs"]]
+        except (KeyError, TypeError, ValueError):
+            raise RaycacheError(
+                "an answer does not say which blocks there are", where=worker.address
+            ) from None
+        return [range(max(r.start, blocks.start), min(r.stop, blocks.stop)) for r in found]
+
     def directory_owners(self, dataset: str, directory: str) -> list[Worker]:
         """Workers that keep a directory's listing, its owner first; those that are down come last."""
         membership = self._membership
@@ -190,18 +219,19 @@ class Peers:
         return answer
 
     def stream_blocks(
-        self, worker: Worker, version: ObjectVersion, blocks: range, hops: int = 0
+        self, worker: Worker, version: ObjectVersion, blocks: range, hops: int = 0, held: bool = False
     ) -> Iterator[tuple[int, memoryview]]:
-        """Blocks from a worker, each with its CRC32C, which has been checked.
+        """Blocks from a worker, each with its CRC32C, which has been checked; with `held`, only what it has.
 
         Closing the generator cancels what has not arrived. Raises as `call` does, and IntegrityError for a
         block whose bytes do not match its checksum, or whose length is wrong.
         """
-        ticket = StreamTicket(version, blocks, hops).to_wire()
+        ticket = StreamTicket(version, blocks, hops, self._membership.epoch, held).to_wire()
+        timeout_s = HELD_TIMEOUT_S if held else STREAM_TIMEOUT_S
         expected = iter(blocks)
         arrived = 0
         try:
-            for crc, data in self.pool.get(worker.address).stream(ticket, STREAM_TIMEOUT_S):
+            for crc, data in self.pool.get(worker.address).stream(ticket, timeout_s):
                 block = next(expected, None)
                 view = memoryview(data).cast("B")
                 if block is None or len(view) != version.block_extent(block).length:

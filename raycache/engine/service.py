@@ -42,6 +42,8 @@ class EngineService:
             "release": self._release,
             "cached": self._cached,
             "held": self._held,
+            "has": self._has,
+            "take": self._take,
             "recheck": self._recheck,
             "reads": self._reads,
             "evict": self._evict,
@@ -53,6 +55,9 @@ class EngineService:
     def stream(self, ticket: dict[str, Any]) -> Iterator[tuple[int, memoryview]]:
         """The blocks a ticket asks for, each with its CRC32C. Raises what `Engine.stream` raises."""
         request = wire.StreamTicket.from_wire(ticket)
+        if request.held:
+            return self._engine.stream_held(request.version, request.blocks)
+        self._engine.peers.catch_up(request.epoch)
         return self._engine.stream(request.version, request.blocks, hop=request.hops > 0)
 
     def usage(self) -> Answer:
@@ -134,6 +139,16 @@ class EngineService:
         roots = [clean_path(path) for path in payload["paths"][: holdings.MAX_ROOTS]]
         store = self._engine.volume(payload["dataset"]).store
         return {"held": [one.to_wire() for one in holdings.held(store, roots)]}
+
+    def _has(self, payload: dict[str, Any]) -> Answer:
+        version = wire.version_from_wire(payload.get("version"))
+        found = self._engine.held(version, _blocks(version, payload, "blocks"))
+        return {"runs": [[run.start, run.stop] for run in found]}
+
+    def _take(self, payload: dict[str, Any]) -> Answer:
+        version = wire.version_from_wire(payload.get("version"))
+        self._engine.peers.catch_up(int(payload.get("epoch", 0)))
+        return self._engine.take(version, _blocks(version, payload, "blocks"), payload["source"])._asdict()
 
     def _recheck(self, payload: dict[str, Any]) -> Answer:
         version = wire.version_from_wire(payload.get("version"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import logging
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from raycache.blocks import FileInfo, ObjectVersion
@@ -41,6 +43,8 @@ class Volume:
         self._peers = peers
         self._flights: SingleFlight[tuple[str, str, int], Dated[Any]] = SingleFlight()
         self._successor: Volume | None = None
+        self._taking = 0
+        self._taking_lock = threading.Lock()
 
     def succeeded_by(self, successor: Volume) -> None:
         """The spec has changed: what was begun goes on, but no longer fills what the new one does not have."""
@@ -109,6 +113,20 @@ class Volume:
             raise DatasetNotFoundError(
                 "the dataset is not served here any more", where=self.dataset.name
             ) from error
+
+    @contextmanager
+    def room_for(self, length: int) -> Iterator[bool]:
+        """Whether `length` bytes can be taken over and nothing has to be evicted for them. While they are on their way
+        they count for others who ask."""
+        with self._taking_lock:
+            room = self.store.has_room(self._taking + length)
+            taking = length if room else 0
+            self._taking += taking
+        try:
+            yield room
+        finally:
+            with self._taking_lock:
+                self._taking -= taking
 
     def close(self) -> None:
         """Release the under-store and the local store; what is cached stays on its tiers."""

@@ -183,6 +183,15 @@ class CachedObject:
         previous, self._read_ns = self._read_ns, stamp
         return 0 < previous < stamp
 
+    def last_use_ns(self) -> int:
+        """When a reader left a trace the last time, or else bytes came in; nanoseconds since the epoch, 0 if it is
+        gone. `cond` is not needed."""
+        try:
+            stat = os.lstat(self.data_path)
+        except OSError:
+            return 0
+        return max(stat.st_atime_ns, stat.st_mtime_ns)
+
     # -- what is allocated -----------------------------------------------------------------------------------
 
     def _unit_extent(self, unit: int) -> Extent:

@@ -159,6 +159,18 @@ class LocalStore:
         """What is in the store."""
         return [status for cached in self._registry.snapshot() if (status := _status(cached)) is not None]
 
+    def by_use(self) -> list[ObjectVersion]:
+        """What is in the store, that which was read last first; near copies after all else."""
+        stamped = [
+            (cached.secondary, -cached.last_use_ns(), cached.version) for cached in self._registry.snapshot()
+        ]
+        return [version for _, _, version in sorted(stamped, key=lambda one: one[:2])]
+
+    def has_room(self, length: int) -> bool:
+        """Whether `length` bytes more can be kept and nothing has to be evicted for them."""
+        well = [tier for tier in self._space.tiers if tier.watch.takes_new]
+        return length <= sum(max(0, tier.high - tier.used) for tier in well)
+
     def usage(self) -> list[TierUsage]:
         """How full each tier is, fastest first."""
         return [tier.usage() for tier in self._space.tiers]
