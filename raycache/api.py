@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from raycache.actors import cluster_state, embedding, host, joining, local_cluster, outside
@@ -18,7 +19,7 @@ from raycache.actors.kv import GcsKv, Kv, RayKv
 from raycache.actors.outside import StateOverFlight
 from raycache.blocks import clean_path
 from raycache.client import Client
-from raycache.errors import ClusterUnavailableError, SpecError
+from raycache.errors import ClusterUnavailableError, OperationFailedError, SpecError
 from raycache.settings import Settings
 from raycache.spec import Document, ResolvedDataset, TierSpec
 
@@ -169,6 +170,13 @@ def _connect_in_ray(address: str, joined: bool) -> Client:
 # -- control ----------------------------------------------------------------------------------------------
 
 
+DRAIN_S = 600.0
+"""Seconds that a drain may take if nothing else is said."""
+
+_DRAIN_LOOK_S = 0.5
+"""Seconds between looks at a drain that is waited for."""
+
+
 class Admin:
     """Control of the raycache of a Ray cluster. Every method raises only `RaycacheError` and what derives from it.
 
@@ -290,6 +298,57 @@ class Admin:
         """
         cleaned = [clean_path(path) for path in _paths(paths)]
         return dict(self._control.call("invalidate", dataset, cleaned, wait))
+
+    def scale(self, dataset: str, replicas: int | str | Mapping[str, int]) -> dict[str, Any]:
+        """Change on how many nodes a dataset is held, and nothing else of its spec.
+
+        Returns when new holders have taken it on. Holders that go move what only they have to the others first, in the
+        background; see `leaving` in the rows of `get("workers")`.
+
+        Args:
+            dataset: its name.
+            replicas: a number, `all`, or `{"min": …, "max": …}`.
+
+        Returns:
+            `kind`, `name`, `action` and `warnings`, of its CacheRuntime.
+
+        Raises:
+            DatasetNotFoundError: there is none.
+            SpecError: no such number, or it has no CacheRuntime of its own.
+        """
+        given = dict(replicas) if isinstance(replicas, Mapping) else replicas
+        return dict(self._control.call("scale", dataset, given))
+
+    def drain(self, node: str, timeout_s: float = DRAIN_S, wait: bool = True) -> dict[str, Any]:
+        """Have a node's worker move what only it holds to the others, and end; the node holds nothing from then on.
+
+        Args:
+            node: Ray node id, or the beginning of it, or the id of its worker.
+            timeout_s: seconds; what has not moved by then is left behind.
+            wait: return when it has ended.
+
+        Returns:
+            `node_id`, whether it has `ended`, its `deadline` (seconds since the epoch) and, by dataset, `bytes_total`,
+            `bytes_moved`, `bytes_elsewhere` (others had them already) and `bytes_left` by reason.
+
+        Raises:
+            NotFoundError: no such node.
+            OperationFailedError: the node went before its worker had ended.
+        """
+        if timeout_s < 0:
+            raise SpecError("a timeout must not be negative", where=f"{timeout_s:g} s")
+        node_id = str(self._control.call("drain", node, float(timeout_s)))
+        while True:
+            found = self._control.call("drained", node_id)
+            if found is None:
+                raise OperationFailedError("the node is gone, or not to be drained any more", where=node_id)
+            if found["ended"] or not wait:
+                return {"node_id": node_id, **found}
+            time.sleep(_DRAIN_LOOK_S)
+
+    def undrain(self, node: str) -> str:
+        """Let a drained node hold datasets again. Returns its id. Raises NotFoundError: it is not drained."""
+        return str(self._control.call("undrain", node))
 
     def status(self) -> dict[str, Any]:
         """How the cluster is: versions, epoch, coordinator, counts, problems by node."""

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from raycache.errors import DatasetNotFoundError, NotFoundError, SpecError
 from raycache.spec import (
     CacheRuntime,
@@ -25,6 +27,9 @@ from raycache.spec import (
     resolve,
     runtime_for,
 )
+
+Replicas = int | str | Mapping[str, int]
+_REPLICAS = "give an integer >= 1, `all`, or both bounds"
 
 Action = Literal["created", "configured", "unchanged"]
 Key = tuple[str, str]
@@ -113,6 +118,43 @@ class Catalog:
     def with_default_tiers(self, tiers: Sequence[TierSpec]) -> Catalog:
         """The catalog with other default tiers. Raises SpecError as `applied`."""
         return replace(self, default_tiers=tuple(tiers))._numbered()
+
+    def scaled(self, name: str, replicas: Replicas, now: float) -> tuple[Catalog, Change]:
+        """The catalog with another number of nodes for a dataset, and the change of its CacheRuntime.
+
+        Args:
+            name: of the dataset.
+            replicas: a number, `all`, or `{min, max}`.
+            now: seconds since the epoch.
+
+        Raises:
+            DatasetNotFoundError: there is no such dataset.
+            SpecError: no such number; or there is no CacheRuntime of it alone, whose number it would be.
+        """
+        dataset = self.entry("Dataset", name).model
+        assert isinstance(dataset, Dataset)
+        runtimes = {n: e.model for n, e in self.of_kind("CacheRuntime").items()}
+        runtime = runtime_for(dataset, runtimes)  # type: ignore[arg-type]
+        if runtime is None:
+            raise SpecError(
+                "the dataset has no CacheRuntime", where=name, hint="apply one, with `spec.replicas`"
+            )
+        others = [user for user in self._users("CacheRuntime", runtime.name) if user != name]
+        if others:
+            raise SpecError(
+                f"its CacheRuntime {runtime.name} is used by {', '.join(others)}, too",
+                where=name,
+                hint="change `spec.replicas` in its file and apply that",
+            )
+        try:
+            spec = type(runtime.spec).model_validate({**runtime.wire()["spec"], "replicas": replicas})
+        except ValidationError as error:
+            raise SpecError("not a number of nodes", where=str(replicas), hint=_REPLICAS) from error
+        model = runtime.model_copy(update={"spec": spec})
+        catalog, (change,) = self.applied(
+            [Document("CacheRuntime", runtime.name, model.metadata.namespace, model, "", 0, [])], now
+        )
+        return catalog, change
 
     def without(self, kind: str, name: str) -> Catalog:
         """The catalog after an object was deleted.

@@ -188,6 +188,51 @@ class Coordinator:
         return {node: str(answer) for node, answer in answers.items() if isinstance(answer, RaycacheError)}
 
     @answered
+    def drain(self, node: str, timeout_s: float) -> str:
+        """Have a node's worker move what it holds to the others and end. Returns the node's id.
+
+        Args:
+            node: its id, or the beginning of it, or the id of its worker.
+            timeout_s: seconds after which the rest is left behind.
+        """
+        node_id = self._node(node)
+        self._reconciler.departures.drain(node_id, timeout_s)
+        self._events.add("Worker", node_id, "Draining", f"within {timeout_s:g} s")
+        self._reconciler.look(SETTLE_S)
+        return node_id
+
+    @answered
+    def undrain(self, node: str) -> str:
+        """Let a drained node hold datasets again. Returns the node's id."""
+        node_id = self._node(node)
+        if not self._reconciler.departures.undrain(node_id):
+            by_ray = node_id in self._reconciler.departures.drains
+            raise NotFoundError(
+                "Ray drains this node, and cannot be asked not to" if by_ray else "the node is not drained",
+                where=node_id,
+            )
+        self._events.add("Worker", node_id, "Undrained", "it may hold datasets again")
+        self._reconciler.look(SETTLE_S)
+        return node_id
+
+    @answered
+    def drained(self, node_id: str) -> dict[str, Any] | None:
+        """How far the drain of a node is; None if it is not drained, or not there any more."""
+        drain = self._reconciler.departures.drains.get(node_id)
+        return None if drain is None else drain.to_wire()
+
+    @answered
+    def scale(self, dataset: str, replicas: Any) -> dict[str, Any]:
+        """Change on how many nodes a dataset is held, and nothing else of its spec. Returns the change."""
+        with self._applying:
+            catalog, change = self._catalog.scaled(dataset, replicas, time.time())
+            self._take(catalog)
+        wanted = {dataset: self._datasets[dataset]}
+        self._reconciler.wait(lambda: self._reconciler.settled(wanted), SETTLE_S)
+        self._events.add("Dataset", dataset, "Scaled", f"to {replicas} nodes")
+        return replace(change, warnings=change.warnings + self._not_held(dataset)).to_wire()
+
+    @answered
     def stop(self, purge: bool) -> dict[str, Any]:
         """End all workers: memory is given back, disks are kept unless `purge`. The caller then kills this actor."""
         what: Purge = "everything" if purge else "memory"
@@ -361,6 +406,18 @@ class Coordinator:
         action = self._loads.submit(document.name, model.spec.dataset.name, spec)
         return Change("DataLoad", document.name, action, tuple(document.warnings))  # type: ignore[arg-type]
 
+    def _node(self, name: str) -> str:
+        """The id of the one node that is meant. Raises NotFoundError."""
+        found = [
+            seat.node.id
+            for seat in self._reconciler.seats()
+            if seat.node.id.startswith(name) or (seat.report and seat.report["worker"]["id"] == name)
+        ]
+        if len(found) != 1 or not name:
+            what = "more than one node's id begins so" if len(found) > 1 else "no such node"
+            raise NotFoundError(what, where=name, hint="see `raycache get workers -o wide`")
+        return found[0]
+
     def _dataset(self, name: str) -> ResolvedDataset:
         self._catalog.entry("Dataset", name)
         return self._datasets[name]
@@ -409,6 +466,7 @@ class Coordinator:
         return [
             rows.worker_row(seat.node, seat.report, seat.trouble, usages.get(seat.node.id))
             | {"mounts": mount_reports.of_worker(seat)}
+            | rows.leaving(seat.node.id, seat.report, self._reconciler.departures)
             for seat in self._reconciler.seats()
         ]
 

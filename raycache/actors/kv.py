@@ -24,10 +24,12 @@ TOKEN = "token"
 """Bearer token of the data plane; made once per cluster."""
 SEATS = "seats"
 """Which worker id each node had last, so that a worker that comes back gets its own share again."""
+LEAVING = "leaving"
+"""Which nodes are drained and which datasets are being left, until when (`departures`)."""
 LAST = "last"
 """The membership that was when raycache was stopped: epochs go on from it, and owners find what they owned."""
 
-RUNNING = (STATE, EPOCH, DOCUMENTS, OPERATIONS)
+RUNNING = (STATE, EPOCH, DOCUMENTS, OPERATIONS, LEAVING)
 """Keys that a stop removes: there is a `STATE` while raycache runs. The token stays, because processes that read
 before a stop may read again after the next start."""
 

@@ -194,7 +194,9 @@ class Load:
     # -- what there is ------------------------------------------------------------------------------------
 
     def _holders(self) -> list[Worker]:
-        return [w for w in self._client.peers.membership.workers_for(self._dataset) if w.state == "up"]
+        membership = self._client.peers.membership
+        owning = membership.weights_for(self._dataset)  # not those that are leaving
+        return [worker for worker in membership.workers_for(self._dataset) if worker.id in owning]
 
     def _forget_names(self) -> None:
         for target in self._targets:

@@ -15,7 +15,7 @@ from raycache.actors import kv as keys
 from raycache.actors.kv import Kv, get_json
 from raycache.actors.mounting import Mounter, NodeMounts, run_program
 from raycache.actors.volumes import LocalVolume, Purge
-from raycache.engine import Engine, EngineService, Peers
+from raycache.engine import Engine, EngineService, Leaving, Peers
 from raycache.errors import ClusterUnavailableError, RaycacheError, to_wire
 from raycache.flight import FlightServer, PeerPool
 from raycache.invalidations import Invalidations
@@ -50,6 +50,7 @@ class NodeWorker:
         self._lock = threading.Lock()
         """One change of what is attached at a time."""
         self._volumes: dict[str, LocalVolume] = {}
+        self._leaving: dict[str, Leaving] = {}
         self._failures: dict[str, dict[str, Any]] = {}
         self._closed = False
         self._state: dict[str, Any] = {"membership": Membership().to_wire(), "datasets": {}}
@@ -86,7 +87,9 @@ class NodeWorker:
             "pid": os.getpid(),
             "started": self._started,
             "generations": {name: volume.dataset.generation for name, volume in volumes.items()},
+            "since": {name: volume.since for name, volume in volumes.items()},
             "failures": dict(self._failures),
+            "leaving": {name: one.report().to_wire() for name, one in dict(self._leaving).items()},
             "mounts": self._mounts.report(),
             "memory": host.memory_size(),
             "sick_tiers": tier_reports.sick({name: volume.store.usage() for name, volume in volumes.items()}),
@@ -127,6 +130,28 @@ class NodeWorker:
             # One that could not be attached too: it is read from other workers, or the store.
             self._mounts.want(datasets)
         return self.ping(-1)
+
+    def leave(self, name: str, timeout_s: float, epoch: int) -> None:
+        """Begin to move a dataset to the workers that own it as of `epoch`; `ping` tells how far it is. It is served
+        on until `sync` takes it away.
+
+        Args:
+            name: of the dataset. Nothing happens if it is not held, or on its way already.
+            timeout_s: seconds after which the rest is left behind.
+            epoch: of a membership in which this worker owns nothing of it.
+        """
+        with self._lock:
+            if self._closed or name not in self._volumes or name in self._leaving:
+                return
+            self._peers.catch_up(epoch)
+            self._leaving[name] = Leaving(self.engine.volume(name), self._peers, timeout_s)
+
+    def stay(self, name: str) -> None:
+        """Go on to hold a dataset that was to be left. What has moved has moved."""
+        with self._lock:
+            leaving = self._leaving.pop(name, None)
+        if leaving is not None:
+            leaving.stop()
 
     def usage(self) -> dict[str, Any]:
         """Tiers, objects and counters, by dataset, as the Flight action of that name."""
@@ -170,6 +195,9 @@ class NodeWorker:
 
     def _detach(self, name: str, purge: Purge) -> None:
         volume = self._volumes.pop(name)
+        leaving = self._leaving.pop(name, None)
+        if leaving is not None:
+            leaving.stop()
         self.engine.detach(name)
         volume.close(purge)
         log.info("dataset %s detached, %s removed", name, purge)

@@ -19,13 +19,14 @@ from raycache.actors import assignment, cluster_state, mount_reports
 from raycache.actors import kv as keys
 from raycache.actors.answers import unwrap
 from raycache.actors.assignment import Node
+from raycache.actors.departures import Departures
 from raycache.actors.events import Events
 from raycache.actors.kv import Kv, get_json, put_json
 from raycache.actors.reservation import Reservations
 from raycache.actors.seat import Seat
 from raycache.errors import ClusterUnavailableError, RaycacheError, SpecError, WorkerUnavailableError
 from raycache.invalidations import Invalidations
-from raycache.membership import Membership, Worker
+from raycache.membership import Membership, State, Worker
 from raycache.spec import ResolvedDataset, humanize_size
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class Reconciler:
             self._invalidations = former.invalidations
         self._last_ids: dict[str, str] = get_json(kv, keys.SEATS) or {}
         self._reservations = Reservations()
+        self.departures = Departures(kv, events)
+        """Nodes that are drained, and datasets that are left."""
         self._mount_events = mount_reports.MountEvents(events)
         self._ticks = 0
         self._thread = threading.Thread(target=self._run, name="raycache-reconciler", daemon=True)
@@ -212,8 +215,10 @@ class Reconciler:
         """One look. Returns whether another should follow at once."""
         now = time.monotonic()
         self._find_nodes(now)
+        self.departures.ray_drains(ray_drains())
         for seat in self.seats():
-            seat.ask(self._membership.epoch, now)
+            if not self._is_empty(seat.node.id):
+                seat.ask(self._membership.epoch, now)
         refs = [ref for seat in self.seats() for ref in seat.pending]
         if refs:
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.3)
@@ -229,6 +234,7 @@ class Reconciler:
         self._tell(plan, now)
         unsettled = {name for name in wanted if name in undecided or not self._attached(name, plan)}
         changed = self._publish(wanted, unsettled, now)
+        self._see_off(plan)
         # A mount is waited for by whoever applies, not by the tables of who owns what.
         unsettled |= {name for name in wanted if not mount_reports.decided(name, plan, self.seats())}
         with self._changed:
@@ -250,6 +256,7 @@ class Reconciler:
                     int(row["Resources"].get("memory", 0)),
                 )
                 seats[node_id] = Seat(node, now)
+        self.departures.retain(seats)
         self._seats = seats  # a new table: other threads may be going through the old one
         for seat in gone:
             log.warning("node %s is gone", seat.node.id)
@@ -263,12 +270,24 @@ class Reconciler:
         undecided: set[str] = set()
         keep = set()
         self._held_back = set()
+        drains = self.departures.drains
         for name, dataset in wanted.items():
             refused = {node for (refused, node) in self._refused if refused == name}
             holding = {seat.node.id for seat in self.holders(name)}
             nodes = [seat.node for seat in self.seats()]
-            usable = [node for node in nodes if node.id not in refused]
-            chosen = assignment.holders(dataset, usable, holding)
+            usable = [node for node in nodes if node.id not in refused and node.id not in drains]
+            going = {node_id for part, node_id in self.departures.parts if part == name}
+            since = {
+                seat.node.id: seat.report["since"].get(name, 0.0) for seat in self.seats() if seat.report
+            }
+            chosen = assignment.holders(dataset, usable, holding, going, since)
+            for node_id in sorted(holding - set(chosen) - refused):
+                if self.departures.holds_on(name, node_id):
+                    keep.add((name, node_id))
+                    plan[node_id][name] = dataset
+            for node_id in chosen:
+                if self.departures.stays((name, node_id)) and (actor := self._seats[node_id].actor):
+                    actor.stay.remote(name)
             for node_id in [*chosen, *sorted(refused & self._seats.keys())]:
                 seat = self._seats[node_id]
                 if seat.report is None:
@@ -315,13 +334,19 @@ class Reconciler:
     def _publish(self, wanted: Mapping[str, ResolvedDataset], unsettled: set[str], now: float) -> bool:
         reporting: dict[str, Worker] = {}
         returning = set()
+        drains, parts = self.departures.drains, self.departures.parts
         for seat in self.seats():
+            if self._is_empty(seat.node.id):
+                continue
             worker = seat.worker
             if worker is None and not seat.decided:
                 # Nothing is known of it yet: what was published stands.
                 worker = self._membership.worker(self._last_ids.get(seat.node.id, ""))
             if worker is not None:
-                reporting[seat.node.id] = worker
+                # Who leaves a dataset can be asked for what it has, and owns nothing of it.
+                weights = {n: 0 if (n, seat.node.id) in parts else w for n, w in worker.weights.items()}
+                state: State = "draining" if seat.node.id in drains else "up"
+                reporting[seat.node.id] = replace(worker, weights=weights, state=state)
             elif now - (seat.since if seat.silent_since is None else seat.silent_since) < RETURN_S:
                 returning.add(seat.node.id)
         membership, last_ids = assignment.next_membership(
@@ -346,6 +371,42 @@ class Reconciler:
         with self._changed:
             del self._to_invalidate[: len(names)]
         return True
+
+    def _see_off(self, plan: Mapping[str, Mapping[str, ResolvedDataset]]) -> None:
+        """Have those who leave something move it, once others own it, and end the workers of nodes that are empty."""
+        for part in self.departures.parts:
+            name, node_id = part
+            seat = self._seats.get(node_id)
+            if seat is None or seat.worker is None or seat.report is None or seat.actor is None:
+                self.departures.heard(part, None)
+                continue
+            if name not in seat.generations:
+                self.departures.left(part)
+                continue
+            progress = seat.report["leaving"].get(name)
+            placement = self._membership.placement(name)
+            owns = placement is not None and seat.worker.id in placement.workers
+            if progress is None and not (owns and self._membership.weights_for(name)):
+                left_s = self.departures.remaining(part)
+                seat.actor.leave.remote(name, left_s, self._membership.epoch)
+            self.departures.heard(part, progress)
+        for node_id, drain in self.departures.drains.items():
+            seat = self._seats.get(node_id)
+            if seat is None or drain.ended or seat.syncing or plan[node_id] or seat.report is None:
+                continue
+            if not seat.generations:
+                seat.dismiss()
+                seat.report, seat.trouble = None, "drained"
+                self.departures.emptied(node_id)
+
+    def _is_empty(self, node_id: str) -> bool:
+        """Whether a node is drained, and its worker has ended."""
+        drain = self.departures.drains.get(node_id)
+        if drain is not None and drain.ended:
+            seat = self._seats[node_id]
+            seat.trouble, seat.decided = "drained", True
+            return True
+        return False
 
     def _attached(self, name: str, plan: Mapping[str, Mapping[str, ResolvedDataset]]) -> bool:
         """Whether every worker that should hold a dataset, and answers, has it or has said why not."""
@@ -378,6 +439,18 @@ class Reconciler:
             node_id = refs[ref].node.id
             answers[node_id] = WorkerUnavailableError("the worker does not answer", where=node_id)
         return answers
+
+
+def ray_drains() -> dict[str, int]:
+    """The nodes that Ray is draining, with the deadline of each in milliseconds since the epoch; 0: it has none."""
+    from ray._private.state import state
+
+    try:
+        drains: dict[str, int] = state.get_draining_nodes()
+    except (ray.exceptions.RaySystemError, ConnectionError, RuntimeError) as error:
+        log.warning("Ray does not say which nodes it drains: %s", error)
+        return {}
+    return drains
 
 
 def _memory_quota(dataset: ResolvedDataset, node_memory: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from raycache.actors import tier_reports
 from raycache.actors.assignment import Node, eligible
 from raycache.actors.catalog import Entry
+from raycache.actors.departures import Departures
 from raycache.spec import CacheRuntime, ResolvedDataset, Secret
 
 Usages = Mapping[str, Mapping[str, Any]]
@@ -96,6 +97,17 @@ def dataset_row(
         "created": created,
         "reason": phase[1] or scan["error"],
     }
+
+
+def leaving(node_id: str, report: Mapping[str, Any] | None, departures: Departures) -> dict[str, Any]:
+    """What of a worker's row tells how far it is with what it leaves; `leaving` is empty for most."""
+    drain = departures.drains.get(node_id)
+    known = dict(drain.datasets) if drain is not None else {}
+    found = {**known, **(report["leaving"] if report else {})}
+    row: dict[str, Any] = {"leaving": found}
+    if drain is not None:
+        row |= {"state": "drained" if drain.ended else "draining", "deadline": drain.deadline}
+    return row
 
 
 def runtime_row(name: str, entry: Entry) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import Literal
 
 from raycache.actors import host
@@ -78,6 +79,8 @@ class LocalVolume:
 
     def __init__(self, dataset: ResolvedDataset, metrics: Metrics) -> None:
         self.dataset = dataset
+        self.since = time.time()
+        """When this worker took the dataset on, seconds since the epoch."""
         self._homes: list[Home] = []
         self._metrics = metrics
         try:

@@ -55,6 +55,16 @@ class CacheWorker:
         return self._node.sync(wanted)
 
     @answered
+    def leave(self, name: str, timeout_s: float, epoch: int) -> None:
+        """See `NodeWorker.leave`."""
+        self._node.leave(name, timeout_s, epoch)
+
+    @answered
+    def stay(self, name: str) -> None:
+        """See `NodeWorker.stay`."""
+        self._node.stay(name)
+
+    @answered
     def usage(self) -> dict[str, Any]:
         """See `NodeWorker.usage`."""
         return self._node.usage()

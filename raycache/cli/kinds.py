@@ -95,6 +95,15 @@ def _mounts(row: Row) -> str:
     return ",".join(path if state == "mounted" else f"{path} ({state})" for path, state in told)
 
 
+def _leaving(row: Row) -> str:
+    """How far a worker is with each dataset that it moves to others: `imagenet 1.00GiB/4.00GiB`."""
+    told = []
+    for dataset, progress in sorted((row.get("leaving") or {}).items()):
+        done = progress["bytes_moved"] + progress["bytes_elsewhere"]
+        told.append(f"{dataset} {size(done)}/{size(progress['bytes_total'])}")
+    return ", ".join(told)
+
+
 def _tiers(row: Row) -> str:
     """`healthy`, or which are not and why."""
     tiers = row.get("tiers") or ()
@@ -160,6 +169,7 @@ KINDS = (
             Column("ADDRESS", _text("address"), wide=True),
             Column("PID", _text("pid"), wide=True),
             Column("NODE ID", _text("node_id"), wide=True),
+            Column("LEAVING", _leaving, wide=True),
             Column("MOUNTS", _mounts, wide=True),
             Column("TIERS", _tiers, wide=True),
         ),

@@ -51,6 +51,16 @@ def test_replicas_bound_the_number_and_who_holds_it_keeps_it() -> None:
     assert len(names) == 5, "datasets of one replica spread over the nodes"
 
 
+def test_who_leaves_goes_first_then_who_came_last() -> None:
+    two = DATASET.model_copy(update={"replicas": 2})
+    holding = ["n0", "n1", "n2"]
+    since = {"n0": 3.0, "n1": 1.0, "n2": 2.0}
+    assert sorted(holders(two, NODES, holding, since=since)) == ["n1", "n2"]
+    assert sorted(holders(two, NODES, holding, leaving=["n1"], since=since)) == ["n0", "n2"]
+    four = DATASET.model_copy(update={"replicas": 4})
+    assert set(holding) < set(holders(four, NODES, holding, leaving=["n1"], since=since))
+
+
 def test_a_change_is_one_epoch_and_none_is_none() -> None:
     first = after((Membership(), {}), worker("a"), worker("b"))
     assert first[0].epoch == 1

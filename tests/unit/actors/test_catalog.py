@@ -106,3 +106,29 @@ def test_catalog_survives_the_store_and_shows_no_secret() -> None:
 def test_documents_cross_to_the_coordinator() -> None:
     for document in load_documents(ALL):
         assert document_from_wire(json.loads(json.dumps(document_to_wire(document)))) == document
+
+
+def test_a_dataset_is_scaled_and_the_rest_of_its_runtime_stays() -> None:
+    catalog, _ = applied(ALL)
+    scaled, change = catalog.scaled("ds", 3, now=2000.0)
+    assert (change.kind, change.name, change.action) == ("CacheRuntime", "ds", "configured")
+    before, after = catalog.datasets()["ds"], scaled.datasets()["ds"]
+    assert after.replica_bounds == (3, 3)
+    assert after.tiers == before.tiers
+    assert after.generation == before.generation + 1
+    assert scaled.scaled("ds", 3, now=2000.0)[1].action == "unchanged"
+    assert scaled.scaled("ds", {"min": 1, "max": 4}, now=2000.0)[0].datasets()["ds"].replica_bounds == (1, 4)
+    assert scaled.scaled("ds", "all", now=2000.0)[0].datasets()["ds"].replica_bounds == (1, None)
+    assert applied(ALL, scaled)[1] == ["unchanged", "unchanged", "configured"], "the file says what holds"
+
+
+def test_what_cannot_be_scaled_is_said() -> None:
+    catalog, _ = applied(ALL)
+    for nonsense in (0, -1, "some", {"min": 3, "max": 1}):
+        with pytest.raises(SpecError):
+            catalog.scaled("ds", nonsense, now=2000.0)
+    with pytest.raises(DatasetNotFoundError):
+        catalog.scaled("other", 1, now=2000.0)
+    alone, _ = applied(SECRET + "---" + DATASET)
+    with pytest.raises(SpecError, match="no CacheRuntime"):
+        alone.scaled("ds", 1, now=2000.0)

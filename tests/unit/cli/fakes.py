@@ -59,6 +59,7 @@ class FakeAdmin:
         self.action = "created"
         self.freed = 3 << 20
         self.late: dict[str, str] = {}
+        self.left: dict[str, int] = {}
         self.calls: list[tuple[Any, ...]] = []
 
     def apply(self, documents: list[Any]) -> list[dict[str, Any]]:
@@ -87,6 +88,19 @@ class FakeAdmin:
     def load(self, dataset: str, paths: list[str], replicas: Replicas, *, metadata: bool = True) -> str:
         self.calls.append(("load", dataset, paths, replicas))
         return "warm-up"
+
+    def scale(self, dataset: str, replicas: Any) -> dict[str, Any]:
+        self.calls.append(("scale", dataset, replicas))
+        return {"kind": "CacheRuntime", "name": dataset, "action": "configured", "warnings": []}
+
+    def drain(self, node: str, timeout_s: float = 600.0, wait: bool = True) -> dict[str, Any]:
+        self.calls.append(("drain", node, timeout_s, wait))
+        progress = {"bytes_total": 4 << 20, "bytes_moved": 3 << 20, "bytes_left": self.left}
+        return {"node_id": node, "ended": wait, "datasets": {"imagenet": progress}}
+
+    def undrain(self, node: str) -> str:
+        self.calls.append(("undrain", node))
+        return node
 
     def load_status(self, name: str) -> dict[str, Any]:
         state = self.loads.pop(0) if len(self.loads) > 1 else self.loads[0]
