@@ -9,7 +9,12 @@ import sys
 from benchmarks.harness import memory_kept, progress, write_result
 
 ALL = ("placement", "flight", "reads")
-MORE = ("fuse", "kills", "simulate", "locality")  # only when named: two need root, two take minutes (one matplotlib)
+MORE = (
+    "fuse",
+    "kills",
+    "simulate",
+    "locality",
+)  # only when named: two need root, two take minutes (one matplotlib)
 
 
 def _print(figures: object) -> None:
