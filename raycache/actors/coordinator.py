@@ -1,7 +1,8 @@
 """The coordinator: one named, detached actor that takes orders and has them carried out. Never on the data path.
 
 It can be killed at any time: everything it must know is in the GCS, reads go on without it, and Ray restarts
-it. Its parts do the work: `catalog` (what is applied), `reconciler` (workers), `loads`, `scan`.
+it. Its parts do the work: `catalog` (what is applied), `reconciler` (workers), `loads`, `scan`, `views` (what
+`get` and `describe` show).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import ray
 
 import raycache
 from raycache.actors import kv as keys
-from raycache.actors import loads, mount_reports, rows, tier_reports
+from raycache.actors import mount_reports, rows, tier_reports
 from raycache.actors.answers import answered
 from raycache.actors.catalog import Catalog, Change, document_from_wire
 from raycache.actors.events import Events
@@ -30,6 +31,7 @@ from raycache.actors.loads import Loads
 from raycache.actors.reconciler import Reconciler
 from raycache.actors.reservation import release_all
 from raycache.actors.scan import Scans
+from raycache.actors.views import DOCUMENT_KINDS, Views
 from raycache.actors.volumes import Purge
 from raycache.client import Client, ClusterState
 from raycache.errors import (
@@ -63,8 +65,6 @@ HEARD_S = 2.0
 (`peers.REFRESH_INTERVAL_S`) and mounts (`fuse.server.LOOK_S`) do."""
 STOP_TIMEOUT_S = 60.0
 
-_DOCUMENT_KINDS = {"datasets": "Dataset", "runtimes": "CacheRuntime", "secrets": "Secret"}
-
 
 class Coordinator:
     """See above. Takes no arguments; `configure` tells it the cluster's defaults, which it keeps in the GCS."""
@@ -86,6 +86,7 @@ class Coordinator:
         self._token = (self._kv.get(keys.TOKEN) or b"").decode()
         self._scans = Scans()
         self._loads = Loads(self._kv, self._events, self._connect, self._await_holders)
+        self._views = Views(self._reconciler, self._loads, self._scans, self._events)
         self._reconciler.start()
         self._scans.want(self._datasets)
         self._loads.resume()
@@ -140,7 +141,7 @@ class Coordinator:
         if kind == "loads":
             self._loads.delete(name)
             return
-        document_kind = _DOCUMENT_KINDS[kind]
+        document_kind = DOCUMENT_KINDS[kind]
         with self._applying:
             dataset = self._datasets.get(name)
             self._take(self._catalog.without(document_kind, name))
@@ -259,68 +260,12 @@ class Coordinator:
     @answered
     def get(self, kind: str, name: str | None) -> list[dict[str, Any]]:
         """Rows of a kind, or of one object."""
-        if kind == "loads":
-            return [loads.row(load) for load in ([self._loads.get(name)] if name else self._loads.all())]
-        if kind == "workers":
-            found = self._worker_rows()
-            if name:
-                found = [row for row in found if name in (row["id"], row["node_id"])]
-                if not found:
-                    raise NotFoundError("no such worker", where=name, hint="see `raycache get workers`")
-            return found
-        document_kind = _DOCUMENT_KINDS[kind]
-        if name is not None:
-            self._catalog.entry(document_kind, name)
-        entries = {n: e for n, e in self._catalog.of_kind(document_kind).items() if name in (None, n)}
-        if kind == "runtimes":
-            return [rows.runtime_row(n, entry) for n, entry in entries.items()]
-        if kind == "secrets":
-            return [rows.secret_row(n, entry) for n, entry in entries.items()]
-        self._scans.want(self._datasets)
-        usages = self._usages()
-        datasets = self._datasets
-        return [
-            self._dataset_row(datasets[n], e.created, usages) for n, e in entries.items() if n in datasets
-        ]
+        return self._views.get(self._catalog, self._datasets, kind, name)
 
     @answered
     def describe(self, kind: str, name: str) -> dict[str, Any]:
         """Everything about one object, without secrets."""
-        if kind == "loads":
-            load = self._loads.get(name)
-            spec = {"dataset": load.dataset, **load.spec}
-            return self._described("DataLoad", name, spec, loads.row(load))
-        if kind == "workers":
-            found = [row for row in self._worker_rows() if name in (row["id"], row["node_id"])]
-            if not found:
-                raise NotFoundError("no such worker", where=name, hint="see `raycache get workers`")
-            return self._described("Worker", name, {}, found[0])
-        document_kind = _DOCUMENT_KINDS[kind]
-        entry = self._catalog.entry(document_kind, name)
-        spec = entry.model.public().get("spec") or {}
-        if kind == "runtimes":
-            return self._described(document_kind, name, spec, rows.runtime_row(name, entry))
-        if kind == "secrets":
-            return self._described(document_kind, name, spec, rows.secret_row(name, entry))
-        dataset = self._datasets[name]
-        usages = self._usages()
-        described = self._described(
-            document_kind, name, spec, self._dataset_row(dataset, entry.created, usages)
-        )
-        described["resolved"] = dataset.public()
-        described["warnings"] = list(entry.warnings)
-        described["problems"] = self._reconciler.problems(name)
-        if dataset.mount_path:
-            described["mount"] = mount_reports.summary(dataset, self._reconciler.seats())
-        described["workers"] = [
-            {
-                "node_id": seat.node.id,
-                "id": seat.report["worker"]["id"] if seat.report else "",
-                **usages.get(seat.node.id, {"datasets": {}})["datasets"].get(name, {}),
-            }
-            for seat in self._reconciler.holders(name)
-        ]
-        return described
+        return self._views.describe(self._catalog, self._datasets, kind, name)
 
     @answered
     def status(self) -> dict[str, Any]:
@@ -444,42 +389,6 @@ class Coordinator:
 
     def _state_if_newer(self, known_epoch: int) -> ClusterState | None:
         return None if self._reconciler.membership.epoch == known_epoch else self._state()
-
-    def _usages(self) -> dict[str, Any]:
-        answers = self._reconciler.ask_workers("usage")
-        return {node: usage for node, usage in answers.items() if not isinstance(usage, RaycacheError)}
-
-    def _dataset_row(
-        self, dataset: ResolvedDataset, created: float, usages: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        phase = rows.phase_of(
-            dataset,
-            [seat.node for seat in self._reconciler.seats()],
-            len(self._reconciler.holders(dataset.name)),
-            self._reconciler.settled({dataset.name: dataset}),
-            self._reconciler.problems(dataset.name),
-        )
-        return rows.dataset_row(dataset, created, self._scans.row(dataset.name), usages, phase)
-
-    def _worker_rows(self) -> list[dict[str, Any]]:
-        usages = self._usages()
-        return [
-            rows.worker_row(seat.node, seat.report, seat.trouble, usages.get(seat.node.id))
-            | {"mounts": mount_reports.of_worker(seat)}
-            | rows.leaving(seat.node.id, seat.report, self._reconciler.departures)
-            for seat in self._reconciler.seats()
-        ]
-
-    def _described(
-        self, kind: str, name: str, spec: Mapping[str, Any], status: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        return {
-            "kind": kind,
-            "name": name,
-            "spec": dict(spec),
-            "status": dict(status),
-            "events": self._events.of(kind, name),
-        }
 
 
 def start_coordinator() -> Any:
