@@ -110,8 +110,8 @@ class Fetcher:
                 else:
                     waiting[block] = future
             # A fetch leaves the table only after its block is present, so what is neither in the table nor
-            # present now has to be fetched.
-            claimed = [b for run in runs(free, len(free)) for b in filling.missing(run)]
+            # present now has to be fetched. All fetches come by here: nothing in it may wait for this object.
+            claimed = filling.absent_now(free)
             for block in claimed:
                 key = version.object_id, block, bool(others[version.segment_of(block)])
                 waiting[block] = self._inflight[key] = Future()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -88,6 +88,16 @@ class Filling:
             if blocks and not absent and cached.tier is not None:
                 cached.tier.access(cached.id)
             return absent
+
+    def absent_now(self, blocks: Iterable[int]) -> list[int]:
+        """Those of `blocks` that are not there at this moment. Waits for nothing, not even for files that are being
+        moved, so it may be asked under a lock that others want.
+
+        Args:
+            blocks: that `missing` has been asked about, and that have been checked by it, therefore.
+        """
+        states = self._object.states  # a move puts an equal one in its place
+        return [block for block in blocks if states[block] == index.ABSENT]
 
     def recheck(self, blocks: range) -> list[int]:
         """Check present blocks against their CRC32C once more, because a peer received one that did not match.

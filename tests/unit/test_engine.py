@@ -22,6 +22,7 @@ from raycache.errors import (
     UnderStoreError,
 )
 from raycache.store import LocalFile, files
+from raycache.store.filling import Filling
 from raycache.store.scrubbing import Scrubber
 from raycache.ufs.base import ObjectInfo
 from raycache.ufs.local import LocalDirectory
@@ -524,6 +525,51 @@ def test_keys_that_hang_do_not_keep_up_the_others(tmp_path: Path, stuck: int) ->
             assert not release.is_set()
         finally:
             release.set()
+
+
+def test_an_object_that_hangs_while_it_is_to_be_moved_does_not_keep_up_the_others(
+    tmp_path: Path, bucket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bucket_dir / "stuck").write_bytes(noise(SIZE))
+    hangs, moves, release = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(read: Read) -> None:
+        if read.path == "stuck" and not release.is_set():
+            hangs.set()
+            assert release.wait(PATIENCE_S)
+
+    asked = Filling.missing
+
+    def moved_meanwhile(filling: Filling, blocks: range) -> list[int]:
+        found = asked(filling, blocks)
+        if filling.version.path == "stuck" and blocks.start == 3 and not moves.is_set():
+            # Its tier is full: it is to go down, and that waits for the fetch that hangs.
+            with filling._object.cond:
+                filling._object.moving = True
+            moving.append(filling)
+            moves.set()
+        return found
+
+    moving: list[Filling] = []
+    with Embedded(tmp_path / "tier", dataset_of("ds", {"": f"file://{bucket_dir}"})) as cache:
+        stuck, well = version_of(cache, "stuck"), version_of(cache)
+        cache.spies["ds"].before = hang
+        first = Doing(partial(cache.engine.ensure, stuck, range(2)))
+        try:
+            assert hangs.wait(PATIENCE_S)
+            monkeypatch.setattr(Filling, "missing", moved_meanwhile)
+            second = Doing(partial(cache.engine.ensure, stuck, range(3, 4)))
+            assert moves.wait(PATIENCE_S)
+            assert Doing(partial(cache.engine.ensure, well, range(well.block_count))).result()
+            assert not release.is_set()
+        finally:
+            for filling in moving:
+                with filling._object.cond:
+                    filling._object.moving = False
+                    filling._object.cond.notify_all()
+            release.set()
+        assert first.result()
+        assert second.result()
 
 
 def test_a_key_that_hangs_at_its_owner_does_not_keep_up_those_who_ask_the_owner(
