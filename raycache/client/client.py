@@ -428,6 +428,8 @@ class Client:
         if state is None:
             return
         with self._lock:
+            if state.membership.epoch < self._epoch:
+                return  # of a worker that has heard less than others; epochs never go back, not with a restart either
             former, self._datasets = self._datasets, dict(state.datasets)
             changed = [name for name, dataset in former.items() if self._datasets.get(name) != dataset]
             sources = [self._sources.pop(name) for name in changed if name in self._sources]

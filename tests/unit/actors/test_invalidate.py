@@ -10,11 +10,12 @@ from typing import Any
 import fsspec
 import pytest
 
+from raycache.actors import cluster_state
 from raycache.api import connect, disconnect
 from raycache.blocks import MiB
 from raycache.client import Client
 from raycache.engine import peers
-from raycache.errors import ObjectNotFoundError, WorkerUnavailableError
+from raycache.errors import DatasetNotFoundError, ObjectNotFoundError, WorkerUnavailableError
 from raycache.spec import ResolvedDataset
 from tests.support.embedded import dataset_of
 from tests.support.raylesscluster import TOKEN, RaylessCluster, with_tiers
@@ -145,6 +146,27 @@ def test_a_client_outside_ray_hears_of_it_from_the_workers(
         assert read(client, "a") == b"the new one"
     finally:
         disconnect()
+
+
+def test_what_a_worker_says_that_has_heard_less_is_not_taken(
+    cluster: RaylessCluster, dataset: ResolvedDataset, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").write_bytes(b"bound elsewhere")
+    late = cluster.nodes["node0"]._state
+    bound = dataset_of("ds", {"": f"file://{tmp_path / 'elsewhere'}"}, consistency_mode="immutable")
+    cluster.invalidate("ds", "a")
+    cluster.hold(with_tiers(bound, tmp_path / "other", 8 * MiB, "SSD"))
+    cluster.invalidate("ds", "a")
+    answers = [late]
+    state = cluster_state.read(cluster.kv)
+    client = Client(state, refresh=lambda epoch: cluster_state.from_wire(answers.pop(), TOKEN))
+    with closing(client):
+        with pytest.raises(DatasetNotFoundError):
+            client.dataset("one that is not there, so that it is asked")
+        assert not answers
+        assert client.dataset("ds") == cluster.datasets["ds"]
+        assert read(client, "a") == b"bound elsewhere"
 
 
 def test_who_has_missed_more_than_is_remembered_forgets_everything(
