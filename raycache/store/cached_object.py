@@ -28,12 +28,14 @@ class Claim:
         blocks: ascending indices.
         fresh: those among them for which no bytes were allocated before.
         need: bytes to reserve for `fresh`.
+        units: the allocation units that these bytes are for: no block of theirs was allocated before.
         paid: whether the tier has reserved them.
     """
 
     blocks: list[int]
     fresh: list[int]
     need: int
+    units: set[int]
     paid: bool = False
 
 
@@ -65,6 +67,8 @@ class CachedObject:
             by now. Final: whoever finds it so leaves the files alone and asks the store again.
         moving: one thread creates or moves the files; all others wait.
         busy: blocks that are being written or verified.
+        unpaid: allocation units that are claimed, and not yet reserved in the tier. Other claims on them wait: they
+            would take for paid what may never be.
         writing: held while bytes go into the data file. The kernel lets one writer at a time into a file anyway
             (inode lock), and those that wait there spin: with 16 fetches that took more time than the writing.
         io: threads that use the descriptors right now.
@@ -87,6 +91,7 @@ class CachedObject:
         self.moving = False
         self.cancel = False
         self.busy: set[int] = set()
+        self.unpaid: set[int] = set()
         self.io = 0
         self.pins: set[Pin] = set()
         self.data_fd = -1
@@ -139,7 +144,7 @@ class CachedObject:
         self._units = array("I", bytes(4 * -(-self.version.size // self._unit)))
         # A sealed file keeps its bytes whatever becomes of a block: nobody punches it.
         kept = range(len(states)) if sealed else (i for i, state in enumerate(states) if state)
-        self.cost = tier.index_cost(self.version) + self._charge(kept)[1]
+        self.cost = tier.index_cost(self.version) + self._charge(kept).need
         self._read_ns = 0
         self.was_read()  # what happened so far does not count
         return self.cost
@@ -194,6 +199,10 @@ class CachedObject:
 
     # -- what is allocated -----------------------------------------------------------------------------------
 
+    def _unit_of(self, block: int) -> int:
+        """The allocation unit that a block is in."""
+        return block * self.version.block_size // self._unit
+
     def _unit_extent(self, unit: int) -> Extent:
         """Byte range of an allocation unit, its end rounded up as the filesystem does."""
         assert self.tier is not None
@@ -201,25 +210,26 @@ class CachedObject:
         end = files.round_up(self.version.size, self.tier.page)
         return Extent(offset, min(self._unit, end - offset))
 
-    def _charge(self, blocks: Iterable[int]) -> tuple[list[int], int]:
-        """Count blocks as allocated; those that were not before, and the bytes that they add."""
-        fresh, need = [], 0
-        for block in blocks:
+    def _charge(self, blocks: Iterable[int]) -> Claim:
+        """Count blocks as allocated; which were not before, and the bytes that they add."""
+        claim = Claim(list(blocks), [], 0, set())
+        for block in claim.blocks:
             if not self._paid[block]:
                 self._paid[block] = 1
-                fresh.append(block)
-                unit = block * self.version.block_size // self._unit
+                claim.fresh.append(block)
+                unit = self._unit_of(block)
                 if self._units[unit] == 0:
-                    need += self._unit_extent(unit).length
+                    claim.units.add(unit)
+                    claim.need += self._unit_extent(unit).length
                 self._units[unit] += 1
-        return fresh, need
+        return claim
 
     def _refund(self, blocks: Iterable[int]) -> tuple[list[Extent], int]:
         """Count blocks as not allocated; the extents to give back to the filesystem, and the bytes they free."""
         holes, freed = [], 0
         for block in blocks:
             self._paid[block] = 0
-            unit = block * self.version.block_size // self._unit
+            unit = self._unit_of(block)
             self._units[unit] -= 1
             if self._units[unit] == 0:
                 # The whole unit, at once: a huge page is freed only when all of it goes.
@@ -289,7 +299,9 @@ class CachedObject:
             Contradiction: the file has been complete, and held other bytes than these.
         """
         self.enter_io()
-        while not self.busy.isdisjoint(blocks):
+        while not self.busy.isdisjoint(blocks) or (
+            self.unpaid and not self.unpaid.isdisjoint(map(self._unit_of, blocks))
+        ):
             self.leave_io()
             self.cond.wait()
             self.enter_io()
@@ -310,9 +322,18 @@ class CachedObject:
         if self.sealed and crcs is not None and any(self.crcs[i] != crcs[i - blocks.start] for i in wanted):
             self.leave_io()
             raise Contradiction
-        fresh, need = self._charge(wanted)
+        claim = self._charge(wanted)
         self.busy.update(wanted)
-        return Claim(wanted, fresh, need)
+        self.unpaid.update(claim.units)
+        return claim
+
+    def settle_up(self, claim: Claim) -> None:
+        """The tier has reserved what the claim needs."""
+        self.require()
+        self.cost += claim.need
+        claim.paid = True
+        self.unpaid.difference_update(claim.units)
+        self.cond.notify_all()
 
     def publish(self, claim: Claim, first: int, crcs: Sequence[int]) -> None:
         """Make claimed blocks present: their bytes are written; now checksum, then state, then flags.
@@ -352,16 +373,22 @@ class CachedObject:
         freed = 0
         if self.gone:
             freed = 0  # the purge has returned all of it
-        elif not claim.paid:
-            self._refund(claim.fresh)
-        elif not self.sealed:
-            freed = self._give_back(claim.fresh)
+        else:
+            shared = claim.fresh
+            if not claim.paid:
+                self._refund(block for block in claim.fresh if self._unit_of(block) in claim.units)
+                # The rest is in units that others paid for; who did may have given up, and left them to this claim.
+                shared = [block for block in claim.fresh if self._unit_of(block) not in claim.units]
+            if shared and not self.sealed:
+                freed = self._give_back(shared)
         self.release(claim)
         return freed
 
     def release(self, claim: Claim) -> None:
         """The claimed blocks are no longer busy."""
         self.busy.difference_update(claim.blocks)
+        if not claim.paid:
+            self.unpaid.difference_update(claim.units)
         self.leave_io()
 
     # -- verification and dropping -----------------------------------------------------------------------------

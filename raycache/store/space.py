@@ -80,9 +80,7 @@ class Space:
         with cached.cond:
             if cached.gone:
                 tier.give(claim.need)
-            cached.require()
-            cached.cost += claim.need
-            claim.paid = True
+            cached.settle_up(claim)
 
     def refund(self, cached: CachedObject, claim: Claim) -> None:
         """Undo a claim whose blocks were not published."""

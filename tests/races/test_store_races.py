@@ -15,6 +15,7 @@ from raycache.blocks import ObjectVersion
 from raycache.errors import CacheFullError
 from raycache.metrics import DEMOTED_BYTES, Metrics
 from raycache.store import LocalStore, StoreView, files, index, moving
+from raycache.store.space import Space
 from tests.support.stores import (
     BLOCK,
     Doing,
@@ -300,6 +301,53 @@ def test_receiver_that_waited_for_another_writer(tmp_path: Path, monkeypatch: py
         first.result()
         assert second.result() is None, "some of it is there by now: not for a receiver"
         assert two.missing(range(4)) == [2, 3]
+
+
+def test_second_writer_into_a_huge_page_waits_until_the_first_has_paid_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big, other = version("big", 8), version("other", 2)
+    with opened(tier(tmp_path, 8.25, high=1.0)) as store:
+        store._space.tiers[0].granule = 2 * BLOCK
+        with store.fill(big) as one, store.fill(big) as two:
+            one.write(range(6), part(big, range(6)))
+            put(store, other)
+            with store.lease(other) or pytest.fail("no lease"):
+                gate = Gate(monkeypatch, Space, "room", after=True)
+                first = Doing(lambda: one.receive(range(6, 7)))
+                gate.wait()  # it has found no room, and has not given up yet
+                waiting = _waiting(monkeypatch, store, big)
+                second = Doing(lambda: two.receive(range(7, 8)))
+                waiting.wait()
+                waiting.open()
+                gate.open()
+                assert first.result() is None
+                assert second.result() is None, "no room for it either"
+            two.write(range(7, 8), part(big, range(7, 8)))
+            assert allocated(tmp_path) <= store.usage()[0].used <= store.usage()[0].quota
+
+
+def test_huge_page_whose_payer_gave_up_is_returned_by_who_found_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big, other = version("big", 10), version("other", 2)
+    with opened(tier(tmp_path, 10.25, high=1.0)) as store:
+        store._space.tiers[0].granule = 2 * BLOCK
+        with store.fill(big) as one, store.fill(big) as two:
+            one.write(range(6), part(big, range(6)))
+            put(store, other)
+            before = store.usage()[0].used
+            with store.lease(other) or pytest.fail("no lease"):
+                payer = one.receive(range(6, 7)) or pytest.fail("no room")
+                gate = Gate(monkeypatch, Space, "room", after=True)
+                # One block in a page that is paid, one in a page that is not.
+                second = Doing(lambda: two.receive(range(7, 9)))
+                gate.wait()
+                with payer:
+                    pass  # nothing arrives: given up
+                gate.open()
+                assert second.result() is None
+            assert store.usage()[0].used == before
 
 
 def test_object_is_created_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
