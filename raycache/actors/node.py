@@ -49,6 +49,8 @@ class NodeWorker:
         self._started = time.time()
         self._lock = threading.Lock()
         """One change of what is attached at a time."""
+        self._taking = threading.Lock()
+        """One state is taken at a time."""
         self._volumes: dict[str, LocalVolume] = {}
         self._leaving: dict[str, Leaving] = {}
         self._failures: dict[str, dict[str, Any]] = {}
@@ -218,6 +220,9 @@ class NodeWorker:
         state = get_json(self._kv, keys.STATE)
         if state is not None:
             membership = Membership.from_wire(state["membership"])
-            self.engine.keep_up(membership.epoch, Invalidations.from_wire(state["invalidations"]))
-            self._state = cluster_state.without_secrets(state)
-            self._peers.update(membership)
+            with self._taking:
+                if membership.epoch < self._state["membership"]["epoch"]:
+                    return  # another thread has read a newer one meanwhile
+                self.engine.keep_up(membership.epoch, Invalidations.from_wire(state["invalidations"]))
+                self._state = cluster_state.without_secrets(state)
+                self._peers.update(membership)

@@ -125,6 +125,23 @@ class Peers:
         finally:
             self._asking.release()
 
+    def look(self) -> None:
+        """Ask for a newer membership now, because somebody connects here who has heard of none, so that `catch_up`
+        cannot tell what he may expect. After `REFRESH_PATIENCE_S` what is known has to do."""
+        if self._refresh is None:
+            return
+        # Whom it asks may be silent for longer than he who connects waits: so in a thread that can be left alone.
+        asking = threading.Thread(target=self._look, name="raycache-look", daemon=True)
+        asking.start()
+        asking.join(REFRESH_PATIENCE_S)
+
+    def _look(self) -> None:
+        if self._asking.acquire(timeout=REFRESH_PATIENCE_S):
+            try:
+                self._ask_for_newer()
+            finally:
+                self._asking.release()
+
     def _ask_for_newer(self) -> None:
         assert self._refresh is not None
         self._refreshed_at = self._clock()

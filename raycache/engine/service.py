@@ -90,7 +90,10 @@ class EngineService:
         return answer
 
     def _get_state(self, payload: dict[str, Any]) -> Answer:
-        if payload.get("known_epoch") == self._engine.peers.membership.epoch:
+        known_epoch = int(payload.get("known_epoch", -1))
+        if known_epoch < 0:  # who connects now is to see what was invalidated before, heard of here or not
+            self._engine.peers.look()
+        if known_epoch == self._engine.peers.membership.epoch:
             return {}
         return self._state()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,7 @@ from raycache.client import Client
 from raycache.engine import peers
 from raycache.errors import DatasetNotFoundError, ObjectNotFoundError, WorkerUnavailableError
 from raycache.spec import ResolvedDataset
-from tests.support.embedded import dataset_of
+from tests.support.embedded import PATIENCE_S, dataset_of
 from tests.support.raylesscluster import TOKEN, RaylessCluster, with_tiers
 
 NODES = 3
@@ -145,6 +146,39 @@ def test_a_client_outside_ray_hears_of_it_from_the_workers(
         cluster.invalidate("ds", "a")
         assert read(client, "a") == b"the new one"
     finally:
+        disconnect()
+
+
+def test_who_connects_afterwards_outside_ray_sees_it_at_once(cluster: RaylessCluster, bucket: Path) -> None:
+    learn(cluster)
+    overwrite(bucket)
+    cluster.invalidate("ds", "a", tell=False)
+    try:
+        client = connect(cluster.membership.workers[0].address, TOKEN)
+        assert client.info("ds", "a").size == len(b"the new one")
+        assert read(client, "a") == b"the new one"
+    finally:
+        disconnect()
+
+
+def test_a_worker_whose_cluster_is_silent_tells_who_connects_what_it_knows(
+    cluster: RaylessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, release, get = threading.Event(), threading.Event(), cluster.kv.get
+
+    def silent(key: str) -> bytes | None:
+        asked.set()
+        assert release.wait(PATIENCE_S)
+        return get(key)
+
+    monkeypatch.setattr(peers, "REFRESH_PATIENCE_S", 0.1)
+    monkeypatch.setattr(cluster.kv, "get", silent)
+    try:
+        client = connect(cluster.membership.workers[0].address, TOKEN)
+        assert asked.is_set()
+        assert client.datasets() == list(cluster.datasets.values())
+    finally:
+        release.set()
         disconnect()
 
 
