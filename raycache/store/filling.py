@@ -277,8 +277,8 @@ class Filling:
     def read(self, block: int) -> tuple[int, memoryview]:
         """A present block: its CRC32C and its bytes, which stay valid after the Filling is closed.
 
-        From a complete file in memory it is a view of it. Else a copy: a page of a mapped file that the disk does not
-        give is no error but a SIGBUS.
+        From a complete file in memory it is a view of it, if it can be mapped. Else a copy: a page of a mapped file
+        that the disk does not give is no error but a SIGBUS.
 
         Raises:
             IntegrityError: the block is not present, or cannot be read: then it is missing from now on.
@@ -301,11 +301,17 @@ class Filling:
                 raise IntegrityError(cached.tier.watch.why(), where=cached.data_path)
             if cached.sealed and cached.complete and cached.tier.config.medium == "MEM":
                 # Never changed until it is unlinked, and then the mapping stays.
-                if self._map is None:
-                    self._map = mmap.mmap(cached.data_fd, self.version.size, prot=mmap.PROT_READ)
-                view = memoryview(self._map)[extent.offset : extent.offset + extent.length]
-                cached.leave_io()
-                return crc, view
+                try:
+                    if self._map is None:
+                        self._map = mmap.mmap(cached.data_fd, self.version.size, prot=mmap.PROT_READ)
+                except (OSError, ValueError) as error:
+                    # No descriptor or address space is left, or somebody has cut the file: a copy needs neither,
+                    # and says what is wrong with the file.
+                    _log.info("%s: cannot be mapped, copying: %s", cached.data_path, error)
+                else:
+                    view = memoryview(self._map)[extent.offset : extent.offset + extent.length]
+                    cached.leave_io()
+                    return crc, view
         try:
             return crc, cached.read_block(block, memoryview(bytearray(extent.length)))
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from crc32c import crc32c
 from raycache.errors import CacheFullError, IntegrityError
 from raycache.metrics import CORRUPT_BLOCKS, Metrics
 from raycache.store import LocalStore, files, index
-from tests.support.stores import BLOCK, allocated, content, opened, part, put, tier, version
+from tests.support.stores import BLOCK, Doing, allocated, content, opened, part, put, tier, version
 
 
 def _flip(path: str, offset: int) -> None:
@@ -107,6 +108,37 @@ def test_read_from_an_incomplete_file_is_a_copy_and_an_absent_block_an_error(tmp
         assert filling.read(0)[1] == part(of, range(1))
         with pytest.raises(IntegrityError, match="not in the local store"):
             filling.read(1)
+
+
+def test_complete_file_that_cannot_be_mapped_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = version("a", 2)
+    with opened(tier(tmp_path, 20)) as store:
+        put(store, of)
+        filling = store.fill(of)
+        with monkeypatch.context() as patch:
+
+            def failing(*_: object, **__: object) -> None:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+            patch.setattr(mmap, "mmap", failing)
+            assert filling.read(1)[1] == part(of, range(1, 2))
+        Doing(filling.close).result()
+        assert store.evict(lambda _: True) > 0
+
+
+def test_complete_file_that_was_cut_is_an_error_and_can_be_closed(tmp_path: Path) -> None:
+    of = version("a", 2)
+    with opened(tier(tmp_path, 20)) as store:
+        put(store, of)
+        filling = store.fill(of)
+        os.truncate(index.data_path(store.paths[0], of.object_id), BLOCK)
+        assert filling.read(0)[1] == part(of, range(1))
+        with pytest.raises(IntegrityError, match="cannot be read"):
+            filling.read(1)
+        Doing(filling.close).result()
+        assert store.evict(lambda _: True) > 0
 
 
 def test_bytes_read_stay_valid_when_the_object_is_gone(tmp_path: Path) -> None:
