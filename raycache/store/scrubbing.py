@@ -218,21 +218,22 @@ class Scrubber:
             if good is None or (good and state == index.VERIFIED):
                 return
             pin = Pin()
-            with cached.cond:
-                if cached.gone or cached.moving or cached.header is not header or block in cached.busy:
-                    return
-                if (cached.states[block], cached.crcs[block]) != (state, crc):
-                    return
-                cached.open()
-                cached.pins.add(pin)
-                pin.touch(range(block, block + 1))
-                if good:  # an earlier process left it, and nobody has wanted it since
-                    cached.set_state(block, index.VERIFIED)
             try:
+                with cached.cond:
+                    if cached.gone or cached.moving or cached.header is not header or block in cached.busy:
+                        return
+                    if (cached.states[block], cached.crcs[block]) != (state, crc):
+                        return
+                    cached.open()
+                    cached.pins.add(pin)
+                    pin.touch(range(block, block + 1))
+                    if good:  # an earlier process left it, and nobody has wanted it since
+                        cached.set_state(block, index.VERIFIED)
                 if not good and self._quarantine(cached, tier, fd, block) and cached.sealed:
                     self.mend(cached.version, range(block, block + 1))
             finally:
-                opening.unpin(self._space, cached, pin)
+                if pin in cached.pins:
+                    opening.unpin(self._space, cached, pin)
         finally:
             os.close(fd)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -183,6 +184,24 @@ def test_what_an_earlier_process_left_is_verified_on_the_way(tmp_path: Path) -> 
         scrubber(store).scrub()
         with store.lease(of) or pytest.fail("no lease") as file:
             assert file.complete
+
+
+def test_an_index_that_cannot_be_written_does_not_keep_the_object_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = version("whole")
+    with opened(tier(tmp_path, 40, "SSD")) as store:
+        put(store, of)
+    with opened(tier(tmp_path, 40, "SSD")) as store:
+
+        def failing(*_: object) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(index, "write_states", failing)
+            scrubber(store).scrub()
+        assert store.evict(lambda _: True) > 0
+        assert store.objects() == []
 
 
 def test_memory_is_not_looked_through_unless_asked(tmp_path: Path) -> None:
