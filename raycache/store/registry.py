@@ -50,12 +50,13 @@ class Registry:
     def forget(self, cached: CachedObject) -> None:
         """The object's files are gone, or never came to be: return its bytes. Its `cond` is held."""
         cached.gone = True
-        with self._lock:
-            if self._objects.get(cached.id) is cached:
-                del self._objects[cached.id]
+        # The tier before the table: as soon as the id is free, a new object may enter the tier under it.
         if cached.tier is not None:
             cached.tier.leave(cached.id, cached.cost)
         cached.cost = 0
+        with self._lock:
+            if self._objects.get(cached.id) is cached:
+                del self._objects[cached.id]
         cached.cond.notify_all()
 
     def retire(self) -> None:

@@ -16,6 +16,7 @@ from raycache.errors import CacheFullError
 from raycache.metrics import DEMOTED_BYTES, Metrics
 from raycache.store import LocalStore, StoreView, files, index, moving
 from raycache.store.space import Space
+from raycache.store.tiers import Tier
 from tests.support.stores import (
     BLOCK,
     Doing,
@@ -224,6 +225,27 @@ def test_thread_that_outlives_its_store_leaves_the_next_ones_files_alone(
             assert file is not None
             with file:
                 assert not file.has(range(2, 3))
+
+
+def test_object_made_anew_while_the_old_one_goes_can_be_evicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tier(tmp_path, 10, high=1.0)) as store:
+        put(store, A)
+        real = Tier.leave
+
+        def leave(home: Tier, key: str, amount: int) -> None:
+            monkeypatch.setattr(Tier, "leave", real)
+            if store._registry.get(key) is None:  # another thread need not wait, so it may come now
+                Doing(lambda: put(store, A)).result()
+            real(home, key, amount)
+
+        monkeypatch.setattr(Tier, "leave", leave)
+        assert store.evict(lambda _: True) > 0
+        put(store, A)
+        big = version("big", 8)
+        put(store, big)
+        assert _media(store) == {"big": "MEM"}
 
 
 # -- two writers of one block --------------------------------------------------------------------------------------
