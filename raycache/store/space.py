@@ -308,6 +308,9 @@ class Space:
         finally:
             if source_fd >= 0:
                 os.close(source_fd)
+            if moved:
+                # Not before: what is unlinked takes its bytes until its last descriptor is closed.
+                source.give(moved)
             with cached.cond:
                 cached.moving = False
                 cached.cond.notify_all()
@@ -342,7 +345,7 @@ class Space:
                 with source.watch.call():
                     if not moving.clear(source, cached.id):
                         return 0  # the copy goes, and all is as it was
-                source.leave(cached.id, freed)
+                source.leave(cached.id, 0)  # `_move_down` gives the bytes back
                 was_open = cached.data_fd >= 0
                 cached.shut()
                 sealed = copy.states.count(index.VERIFIED) == len(copy.states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import random
 import threading
@@ -480,6 +481,44 @@ def test_reader_finds_the_file_at_every_point_of_a_demotion(
             gate.open()
             writer.result()
             assert _whole(store, A) == content(A)
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_bytes_of_a_tier_are_free_only_when_the_moved_file_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, under_way: bool
+) -> None:
+    upper, held = tmp_path / "m", []
+
+    def look() -> None:
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the descriptor of this very listing
+                target = str(link.readlink())
+                if target.startswith(str(upper)) and target.endswith("(deleted)"):
+                    held.append(target)
+
+    with opened(tier(upper, 5, high=1.0), tier(tmp_path / "s", 30, "SSD")) as store:
+        leave, give = Tier.leave, Tier.give
+
+        def leaving(home: Tier, key: str, amount: int) -> None:
+            if home.rank == 0 and amount:
+                look()
+            leave(home, key, amount)
+
+        def giving(home: Tier, amount: int) -> None:
+            if home.rank == 0 and amount:
+                look()
+            give(home, amount)
+
+        monkeypatch.setattr(Tier, "leave", leaving)
+        monkeypatch.setattr(Tier, "give", giving)
+        put(store, A, range(2) if under_way else None)
+        with store.fill(A) if under_way else contextlib.nullcontext(), store.fill(B) as filling:
+            filling.write(range(4), content(B))
+            if under_way:
+                put(store, A)
+        assert sorted(_media(store).values()) == ["MEM", "SSD"]
+        assert held == []
+        assert allocated(upper) == store.usage()[0].used
 
 
 def test_mapping_without_a_lease_survives_demotion(tmp_path: Path) -> None:
