@@ -59,9 +59,8 @@ class Forgetting:
         way to the kernel that was made before, and taken for newer. After that it is written down."""
         done = self._heard
         self._heard, paths = self._client.invalidated(self._dataset, self._heard)
-        for path in dict.fromkeys([*self._again, *paths]):
-            for parent, name in self._inodes.names_around(path):
-                self._expire(parent, name)
+        for parent, name in self._inodes.names_around({*self._again, *paths}):
+            self._expire(parent, name)
         self._again = paths
         if done != self._written:
             self._written = done

@@ -13,7 +13,8 @@ are shared with whoever else holds them (Python 3.11; `tests/unit/fuse/test_inod
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import takewhile
 
 from raycache.blocks import FileInfo
 from raycache.errors import StaleObjectError
@@ -60,6 +61,13 @@ def _same_version(one: FileInfo, other: FileInfo) -> bool:
     if one.version is None or other.version is None:
         return one.version is other.version and one.kind == other.kind
     return one.version.object_id == other.version.object_id
+
+
+def _above(path: str) -> Iterator[str]:
+    """The directories above a path, the nearest first, down to the root ("")."""
+    while path:
+        path = path.rpartition("/")[0]
+        yield path
 
 
 class Inodes:
@@ -167,21 +175,39 @@ class Inodes:
                 self._record(referenced(known))
             return found
 
-    def names_around(self, path: str) -> list[tuple[int, bytes]]:
-        """The names at a path, below it, and of the directories above it that the kernel may know, each with the node
-        of the directory it is in; "" is all."""
+    def names_around(self, paths: Collection[str]) -> list[tuple[int, bytes]]:
+        """The names at some paths, below them, and of the directories above them that the kernel may know, each once
+        with each node of the directory it is in; the path "" is all.
+
+        One pass over the names, however many paths there are, and not under the lock: those who look a name up would
+        wait for it.
+        """
+        if not paths:
+            return []
         with self._lock:
-            directories: dict[str, list[int]] = {"": [ROOT_ID]}
-            for node in self._nodes.values():
-                if node.info.version is None and node.info.path:
-                    directories.setdefault(node.info.path, []).append(node.id)
-            paths = {node.info.path for node in self._nodes.values()} - {""}
-        found = []
-        for known in paths:
-            if not path or known == path or known.startswith(path + "/") or path.startswith(known + "/"):
-                parent, _, name = known.rpartition("/")
-                found += [(id, name.encode(errors="surrogateescape")) for id in directories.get(parent, ())]
-        return found
+            nodes = list(self._nodes.values())
+        above = {parent for path in paths for parent in _above(path)}
+        below = dict.fromkeys(paths, True)  # whether a name is one of the paths, or lies below one
+        below.setdefault("", False)
+        directories: dict[str, list[int]] = {"": [ROOT_ID]}
+        found: set[str] = set()
+        for node in nodes:
+            info = node.info
+            if not info.path:
+                continue
+            if info.version is None:
+                directories.setdefault(info.path, []).append(node.id)
+            parent = info.path.rpartition("/")[0]
+            if parent not in below:
+                line = [parent, *takewhile(lambda one: one not in below, _above(parent))]
+                below.update(dict.fromkeys(line, below[line[-1].rpartition("/")[0]]))
+            if below[parent] or info.path in above or info.path in paths:
+                found.add(info.path)
+        return [
+            (directory, name.encode(errors="surrogateescape"))
+            for parent, _, name in (path.rpartition("/") for path in found)
+            for directory in directories.get(parent, ())
+        ]
 
     def forget(self, node_id: int, count: int = 1) -> None:
         """Give references back (FORGET). An id nobody knows is let pass: this request has no reply, and a node may

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import threading
 import tracemalloc
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,9 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from raycache.blocks import FileInfo
 from raycache.fuse.handles import BadHandleError, IoModeError
-from raycache.fuse.inodes import Inodes, StaleNodeError
+from raycache.fuse.inodes import Inodes, Node, StaleNodeError
 from raycache.fuse.records import ROOT_ID, Mode
 from tests.support.fusetables import Tables, directory, file
+from tests.support.stores import Doing
 
 
 def test_the_root_is_always_there() -> None:
@@ -339,3 +341,61 @@ def test_a_version_that_is_gone_is_not_current_until_it_is_looked_up_again() -> 
     assert inodes.lookup(ROOT_ID, file("a", '"2"')) is not node
     assert not inodes.is_current(node.id)
     inodes.distrust(4711)  # forgotten meanwhile
+
+
+def around(inodes: Inodes, *paths: str) -> list[str]:
+    found = [f"{inodes.path_of(parent)}/{name.decode()}" for parent, name in inodes.names_around(set(paths))]
+    return sorted(path.lstrip("/") for path in found)
+
+
+@pytest.fixture
+def tree() -> Inodes:
+    """What the kernel knows after it has looked at some files in directories."""
+    inodes = Inodes()
+    top = {name: inodes.lookup(ROOT_ID, directory(name)).id for name in ("a", "ab", "c")}
+    for name, node in top.items():
+        deeper = inodes.lookup(node, directory(f"{name}/d")).id
+        inodes.lookup(node, file(f"{name}/f"))
+        inodes.lookup(deeper, file(f"{name}/d/f"))
+    inodes.lookup(ROOT_ID, file("f"))
+    return inodes
+
+
+def test_names_around_paths_are_those_at_below_and_above_them(tree: Inodes) -> None:
+    assert around(tree) == []
+    assert around(tree, "a") == ["a", "a/d", "a/d/f", "a/f"]
+    assert around(tree, "a/d/f") == ["a", "a/d", "a/d/f"]
+    assert around(tree, "a/d") == ["a", "a/d", "a/d/f"]
+    assert around(tree, "a/d/unknown/f") == ["a", "a/d"]
+    assert around(tree, "unknown", "c/f", "f") == ["c", "c/f", "f"]
+    assert around(tree, "a/d", "a/f", "c/d/f") == ["a", "a/d", "a/d/f", "a/f", "c", "c/d", "c/d/f"]
+    everything = [f"{top}{rest}" for top in ("a", "ab", "c") for rest in ("", "/d", "/d/f", "/f")]
+    assert around(tree, "") == around(tree, "", "a/d") == [*everything, "f"]
+
+
+def test_names_around_paths_are_found_in_one_pass_that_nobody_waits_for(tree: Inodes) -> None:
+    passes = []
+
+    class Watched(dict[int, Node]):
+        def values(self) -> Any:
+            passes.append(1)
+            return super().values()
+
+    class Looked(set[str]):
+        """Paths; as often as they are looked at, another thread looks a name up."""
+
+        def __contains__(self, path: object) -> bool:
+            Doing(lambda: tree.lookup(ROOT_ID, file("f"))).result()
+            return super().__contains__(path)
+
+    tree._nodes = Watched(tree._nodes)
+    assert len(tree.names_around(Looked({"a/d/f", "c/f", *map(str, range(128))}))) == 5
+    assert len(passes) == 1
+
+
+def test_a_name_is_told_for_each_node_of_its_directory() -> None:
+    inodes = Inodes()
+    inodes.lookup(ROOT_ID, file("a"))
+    first = inodes.lookup(ROOT_ID, directory("a"))
+    inodes.lookup(first.id, file("a/\udcff"))
+    assert sorted(inodes.names_around({"a/\udcff"})) == [(ROOT_ID, b"a"), (first.id, b"\xff")]
