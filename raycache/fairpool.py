@@ -33,7 +33,8 @@ class _Group:
 
 
 class FairPool:
-    """Runs calls in threads, which start when they are needed. Thread-safe.
+    """Runs calls in threads, which start when they are needed; those beyond `width` end when there is nothing for them
+    to do. Thread-safe.
 
     Args:
         name: prefix of the threads' names.
@@ -44,7 +45,10 @@ class FairPool:
     def __init__(self, name: str, width: int, most: int | None = None) -> None:
         self._width = width
         self._most = width * STRETCH if most is None else most
-        self._threads = ThreadPoolExecutor(self._most, thread_name_prefix=name)
+        self._name = name
+        self._threads = ThreadPoolExecutor(min(width, self._most), thread_name_prefix=name)
+        self._extra: list[threading.Thread] = []
+        self._extra_running = 0
         self._lock = threading.Lock()
         self._groups: OrderedDict[Hashable, _Group] = OrderedDict()
         self._running = 0
@@ -74,15 +78,36 @@ class FairPool:
                 for group in self._groups.values():
                     group.waiting.clear()
             # What is queued is taken by the threads that run: there are some, else nothing would be queued.
+            extra = self._extra
         self._threads.shutdown(wait=True)
+        for thread in extra:
+            thread.join()
 
     def _start_all(self) -> None:
         """Give a thread to every call that may have one. The lock is held."""
         while not self._closed and (taken := self._take()) is not None:
             try:
-                self._threads.submit(self._work, *taken)
+                if self._running - self._extra_running <= self._width:
+                    self._threads.submit(self._work, *taken)
+                else:
+                    self._start_extra(*taken)
             except RuntimeError as error:  # no thread can be had: one that is there will come to it
                 log.error("a call has to wait: %s", error)
+                return
+
+    def _start_extra(self, name: Hashable, call: Call) -> None:
+        """A thread for a call while all of the width are taken. The lock is held."""
+        thread = threading.Thread(target=self._work, args=(name, call, True), name=f"{self._name}-extra")
+        try:
+            thread.start()
+        except RuntimeError:
+            group = self._groups[name]
+            group.waiting.appendleft(call)
+            group.running -= 1
+            self._running -= 1
+            raise
+        self._extra_running += 1
+        self._extra = [*(one for one in self._extra if one.is_alive()), thread]
 
     def _take(self) -> tuple[Hashable, Call] | None:
         """The next call that may run, and its group, which is counted as running it. The lock is held."""
@@ -97,7 +122,7 @@ class FairPool:
                 return name, group.waiting.popleft()
         return None
 
-    def _work(self, name: Hashable, call: Call) -> None:
+    def _work(self, name: Hashable, call: Call, extra: bool = False) -> None:
         taken: tuple[Hashable, Call] | None = (name, call)
         while taken is not None:
             name, call = taken
@@ -114,4 +139,6 @@ class FairPool:
                 if not group.running and not group.waiting:
                     del self._groups[name]
                 taken = self._take()
+                if extra and taken is None:
+                    self._extra_running -= 1
                 self._start_all()  # shares have grown if a group is gone

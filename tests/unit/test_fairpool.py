@@ -11,6 +11,7 @@ import pytest
 
 from raycache.fairpool import STRETCH, FairPool
 from tests.support.stores import PATIENCE_S, Doing
+from tests.support.waiting import until
 
 WIDTH = 4
 
@@ -121,6 +122,59 @@ def test_it_grows_to_its_bound_and_goes_on_when_calls_end(pool: FairPool, hangin
     hanging.release()
     assert late.wait(PATIENCE_S)
     hanging.await_begun(2 * most)
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("fair")]
+
+
+def test_threads_beyond_the_width_end_when_there_is_nothing_for_them_to_do(
+    pool: FairPool, hanging: Hanging
+) -> None:
+    for group in range(4 * WIDTH):
+        pool.submit(group, partial(hanging.call, str(group)))
+    hanging.await_begun(4 * WIDTH)
+    assert len(threads()) == 4 * WIDTH
+    hanging.release()
+    until(lambda: len(threads()) <= WIDTH, "the others end")
+    for _ in range(2 * WIDTH):
+        healthy(pool)
+    pool.shutdown(cancel=False)
+    assert not threads()
+
+
+def test_the_end_waits_for_threads_beyond_the_width(hanging: Hanging) -> None:
+    pool, usual = FairPool("fair", 1), Hanging()
+    pool.submit("a", partial(usual.call, "a"))
+    pool.submit("b", partial(hanging.call, "b"))
+    hanging.await_begun(1)
+    usual.release()
+    ending = Doing(partial(pool.shutdown, cancel=True))
+    with pytest.raises(RuntimeError):
+        submit_for_ever(pool)
+    assert ending.is_alive()
+    hanging.release()
+    ending.result()
+    assert not threads()
+
+
+def test_a_call_for_which_no_thread_can_be_had_waits_for_one_that_is_there(
+    pool: FairPool, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for group in range(WIDTH):
+        pool.submit(group, partial(hanging.call, str(group)))
+    hanging.await_begun(WIDTH)
+    late = threading.Event()
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        pool.submit("late", late.set)
+    assert not late.is_set()
+    hanging.release()
+    assert late.wait(PATIENCE_S)
 
 
 def test_a_call_that_raises_is_logged_and_costs_no_thread(
