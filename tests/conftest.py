@@ -35,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests with a Ray cluster go one after the other, by the same process, however many there are (pytest-xdist)."""
     for item in items:
