@@ -238,8 +238,19 @@ def test_recheck_drops_what_does_not_match(tmp_path: Path, bucket_dir: Path) -> 
         cache.engine.ensure(version, range(6))
         assert cache.engine.recheck(version, range(6)) == ()
         damage(cache.files()[0], BLOCK)
-        assert cache.engine.recheck(version, range(6)) == (1,)
-        assert cache.engine.cached_bytes(version) == SIZE - BLOCK
+        release = threading.Event()
+
+        def held_up(read: Read) -> None:
+            assert release.wait(PATIENCE_S)
+
+        cache.spies["ds"].before = held_up  # it is sent for at once
+        try:
+            assert cache.engine.recheck(version, range(6)) == (1,)
+            assert cache.engine.cached_bytes(version) == SIZE - BLOCK
+        finally:
+            release.set()
+        assert cache.engine.ensure(version, range(6))
+        assert cache.engine.cached_bytes(version) == SIZE
 
 
 def test_an_overwritten_object_is_stale_and_its_name_asked_again(tmp_path: Path, bucket_dir: Path) -> None:
