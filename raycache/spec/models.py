@@ -136,7 +136,8 @@ class Consistency(SpecModel):
     mode: Literal["ttl", "strict", "immutable"] = Field(
         default="ttl",
         description="`ttl`: listings and versions are believed for `metadataTTL`. `strict`: every open asks the store."
-        " `immutable`: objects never change, nothing is asked twice.",
+        " `immutable`: objects never change, nothing is asked twice, until"
+        " [`raycache invalidate`](cli.md#invalidate) says so.",
     )
     metadata_ttl: Duration = Field(
         default=30.0,

@@ -60,6 +60,8 @@ def _environment(directory: str) -> Iterator[None]:
     values = {
         "RAY_AUTH_MODE": "disabled",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Nobody is told of the tests; and the threads that gather what to tell would outlive the cluster.
+        "RAY_USAGE_STATS_ENABLED": "0",
         # A directory of this cluster's own, and short: the paths of Unix sockets are limited to 107 bytes.
         "RAY_TMPDIR": directory,
         # A killed node is noticed within about three seconds, not fifteen; one that is only slow is left alone.

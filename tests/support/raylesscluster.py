@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from raycache.invalidations import NONE
 from raycache.membership import Membership, Worker
 from raycache.spec import ResolvedDataset, TierSpec
 
-TOKEN = "token-of-the-test"
+TOKEN = f"token-of-the-test-{os.getpid()}"
+"""Mounts of a machine are told apart by it: tests that run at the same time must not end each other's."""
 
 
 class MemoryKv:
