@@ -44,7 +44,7 @@ def told(result: Result) -> str:
         )
     for title, counts in (("changes", result.changes), ("blows", result.blows), ("store", result.store)):
         lines.append(f"  {title}: " + ", ".join(f"{count} {what}" for what, count in sorted(counts.items())))
-    lines.append(f"  bytes from the store that living workers have counted: {result.counted_bytes}")
+    lines.append(f"  bytes from the store that have been counted by who fetched them: {result.counted_bytes}")
     memory = (
         f"{name} {before >> 20} -> {after >> 20} MiB" for name, (before, after) in result.memory.items()
     )

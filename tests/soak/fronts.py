@@ -13,6 +13,7 @@ from raycache import api
 from raycache.actors import embedding
 from raycache.client import Client, ObjectReader
 from raycache.filesystem import RaycacheFileSystem, arrow_filesystem
+from raycache.metrics import STORE_BYTES
 
 DATASET = "ds"
 
@@ -49,6 +50,10 @@ class Front(ABC):
     @abstractmethod
     def close(self) -> None:
         """End it."""
+
+    def fetched(self) -> int:
+        """Bytes that this process itself has had from the object store."""
+        return 0
 
 
 # -- the client, in its different homes ----------------------------------------------------------------------------
@@ -91,6 +96,9 @@ class ClientFront(Front):
     def close(self) -> None:
         api.disconnect()
         self.client.close()
+
+    def fetched(self) -> int:
+        return self.client.metrics.snapshot().get(STORE_BYTES, 0)
 
 
 class EmbeddedFront(ClientFront):
@@ -155,6 +163,9 @@ class FsspecFront(Front):
     def close(self) -> None:
         api.disconnect()
 
+    def fetched(self) -> int:
+        return api.connect().metrics.snapshot().get(STORE_BYTES, 0)
+
 
 class ArrowFront(Front):
     def __init__(self) -> None:
@@ -187,6 +198,9 @@ class ArrowFront(Front):
 
     def close(self) -> None:
         api.disconnect()
+
+    def fetched(self) -> int:
+        return api.connect().metrics.snapshot().get(STORE_BYTES, 0)
 
 
 # -- the mount -----------------------------------------------------------------------------------------------------

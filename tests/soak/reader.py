@@ -63,6 +63,7 @@ class Report:
 
     Args:
         violations: everything that no promise allows, in words.
+        fetched: bytes that its process itself has had from the object store.
         memory: (seconds since the start, anonymous memory in bytes).
     """
 
@@ -73,6 +74,7 @@ class Report:
     looks: int = 0
     stale: int = 0
     absent: int = 0
+    fetched: int = 0
     slowest_s: float = 0.0
     slowest: str = ""
     violations: list[str] = field(default_factory=list)
@@ -290,6 +292,7 @@ def read(plan: dict[str, Any]) -> dict[str, Any]:
     reader = Reader(todo, front, truth)
     try:
         reader.run()
+        reader.report.fetched = front.fetched()
     finally:
         front.close()
         truth.close()

@@ -45,7 +45,7 @@ class Result:
         changes: of objects, by kind.
         blows: what was done to processes, by kind.
         store: of the store's proxy: requests, how many of them were made to fail, bytes.
-        counted_bytes: bytes from the store that the workers have counted, those of killed ones up to their last word.
+        counted_bytes: bytes from the store that workers and readers have counted, killed workers up to their last word.
         memory: anonymous memory of processes that lived on, bytes: median of the second and of the last quarter.
         fetched_once: bytes that three nodes' readers asked of the store for this many bytes, after all.
         problems: everything that should not be.
@@ -126,7 +126,7 @@ class Soak:
             "made to fail": faults.done,
             "bytes": stats.bytes,
         }
-        result.counted_bytes = watch.counted
+        result.counted_bytes = watch.counted + sum(report["fetched"] for report in result.readers)
         result.problems += problems
         self._judge(watch, killer)
 

@@ -12,7 +12,7 @@ from raycache.errors import RaycacheError
 from raycache.fuse import mounts
 from tests.soak.reader import anonymous_memory
 
-SAMPLE_S = 2.0
+SAMPLE_S = 1.0
 
 
 class Watch:
@@ -34,9 +34,10 @@ class Watch:
         """One look."""
         found: dict[str, int] = {}
         with contextlib.suppress(RaycacheError):  # the coordinator is being killed
-            found = {f"worker {row['pid']}": row["pid"] for row in self._admin.get("workers") if row["pid"]}
             for row in self._admin.get("workers"):
                 self.count(row)
+                if row["pid"]:
+                    found[f"worker {row['pid']}"] = row["pid"]
         if self._point:
             with contextlib.suppress(RaycacheError):
                 found["mount's supervisor"] = mounts.status(self._point).supervisor_pid
@@ -47,7 +48,8 @@ class Watch:
 
     def count(self, row: dict[str, Any]) -> None:
         """Note what a worker has fetched so far."""
-        self._counted[row["id"]] = row["metrics"].get("fetched_store_bytes", 0)
+        known = self._counted.get(row["id"], 0)  # one that does not answer now has not lost it
+        self._counted[row["id"]] = max(known, row["metrics"].get("fetched_store_bytes", 0))
 
     @property
     def counted(self) -> int:

@@ -32,6 +32,15 @@ class Holdings:
 
 _lasting: set[tuple[int, str]] = set()
 
+_restless = False
+
+
+def sockets_come_and_go() -> None:
+    """From now on sockets of this process tell nothing: Ray's gRPC channels go on trying to reach a cluster that is
+    gone, for as long as the process lives."""
+    global _restless
+    _restless = True
+
 
 @contextlib.contextmanager
 def lasting() -> Iterator[None]:
@@ -53,7 +62,7 @@ def holdings() -> Holdings:
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the descriptor of this listing is gone by now
             target = str(Path(f"/proc/self/fd/{name}").readlink())
-            if not _LASTING_FILES.match(target):
+            if not _LASTING_FILES.match(target) and not (_restless and target.startswith("socket:")):
                 descriptors.add((int(name), target))
     threads = {
         (thread.ident or 0, thread.name)

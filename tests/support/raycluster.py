@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.support.leaks import sockets_come_and_go
+
 MiB = 1 << 20
 NODE: dict[str, Any] = {"num_cpus": 2, "memory": 2048 * MiB, "object_store_memory": 80 * MiB}
 """What each node offers to Ray's scheduler."""
@@ -110,6 +112,7 @@ def ray_cluster(nodes: int = 3, **head: Any) -> Iterator[RayCluster]:
         finally:
             ray.shutdown()
             cluster.shutdown()
+            sockets_come_and_go()
 
 
 def left_behind(directory: Path) -> list[str]:

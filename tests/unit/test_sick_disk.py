@@ -99,7 +99,8 @@ def test_a_block_that_a_reader_cannot_read_is_fetched_anew(
     disk.heal()
     fetched = cache.spies["ds"].bytes
     read_all(cache, ["0"])
-    assert cache.spies["ds"].bytes == fetched + BLOCK
+    # The cache sends for it by itself, too: it may be here already.
+    assert cache.spies["ds"].bytes - fetched in (0, BLOCK)
     assert cache.stores["ds"].usage()[0].state == "healthy"
 
 
