@@ -368,9 +368,11 @@ class Coordinator:
         return self._datasets[name]
 
     def _await_holders(self, name: str) -> None:
-        """Wait until a load of a dataset makes sense: its workers have it, as far as they can."""
-        dataset = self._dataset(name)
-        self._reconciler.wait(lambda: self._reconciler.settled({name: dataset}), SETTLE_S)
+        """Wait until a load of a dataset makes sense: its workers have it, as far as they can, and those that have just
+        been lost are back, or given up: all nodes are more than those that are there at this moment."""
+        dataset = {name: self._dataset(name)}
+        reconciler = self._reconciler
+        reconciler.wait(lambda: reconciler.all_back() and reconciler.settled(dataset), SETTLE_S)
         if not self._reconciler.holders(name):
             problems = "; ".join(sorted(set(self._reconciler.problems(name).values())))
             raise OperationFailedError(

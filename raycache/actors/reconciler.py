@@ -152,6 +152,11 @@ class Reconciler:
         """Whether every node has a worker, or a reason why it has none."""
         return self._ticks > 0 and all(seat.report or seat.trouble for seat in self.seats())
 
+    def all_back(self) -> bool:
+        """Whether no worker is away that may be back any moment."""
+        now = time.monotonic()
+        return all(seat.report or seat.away_s(now) >= RETURN_S for seat in self.seats())
+
     def released(self, name: str) -> bool:
         """Whether no worker holds a dataset any more."""
         return not any(name in seat.generations for seat in self.seats())
@@ -347,7 +352,7 @@ class Reconciler:
                 weights = {n: 0 if (n, seat.node.id) in parts else w for n, w in worker.weights.items()}
                 state: State = "draining" if seat.node.id in drains else "up"
                 reporting[seat.node.id] = replace(worker, weights=weights, state=state)
-            elif now - (seat.since if seat.silent_since is None else seat.silent_since) < RETURN_S:
+            elif seat.away_s(now) < RETURN_S:
                 returning.add(seat.node.id)
         membership, last_ids = assignment.next_membership(
             self._membership, self._last_ids, reporting, returning, unsettled, self._forgotten

@@ -94,6 +94,10 @@ class Seat:
         """References of the answers that are awaited."""
         return [ref for ref in (self._ping, self._sync) if ref is not None]
 
+    def away_s(self, now: float) -> float:
+        """Seconds since the worker answered, or since the node was found; of one that does not answer."""
+        return now - (self.since if self.silent_since is None else self.silent_since)
+
     def ask(self, epoch: int, now: float) -> None:
         """Start the worker if there is none, and ask how it is, unless an answer is still awaited."""
         if self.actor is None:
