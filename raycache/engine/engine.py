@@ -326,7 +326,7 @@ class Engine:
                     continue
                 yield found
 
-    def held(self, version: ObjectVersion, blocks: range) -> Sequence[range]:
+    def present(self, version: ObjectVersion, blocks: range) -> Sequence[range]:
         """Those of some adjacent blocks that are in the local store, in runs."""
         present = self.volume(version.dataset).store.contains(version)
         found = [block for block in blocks if present[block]]

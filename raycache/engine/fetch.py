@@ -209,7 +209,7 @@ class Fetcher:
             if worker.id in failed or len(found) == len(run):
                 continue
             try:
-                for part in self._peers.held(worker, version, run):
+                for part in self._peers.present(worker, version, run):
                     wanted = [block for block in part if block not in found]
                     for piece in runs(wanted, max(1, len(wanted))):
                         for block, one in self._from_peer(version, piece, worker, filling, held=True):

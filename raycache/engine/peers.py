@@ -182,10 +182,10 @@ class Peers:
         workers = [worker for id in ids if (worker := membership.worker(id)) is not None]
         return [worker for worker in workers if not self.pool.is_down(worker.address)]
 
-    def held(self, worker: Worker, version: ObjectVersion, blocks: range) -> list[range]:
+    def present(self, worker: Worker, version: ObjectVersion, blocks: range) -> list[range]:
         """Which of some adjacent blocks a worker has, in runs. Raises as `call` does."""
         payload = {"version": version.to_wire(), "blocks": [blocks.start, blocks.stop]}
-        answer = self.call(worker, "has", payload, HELD_TIMEOUT_S)
+        answer = self.call(worker, "present", payload, HELD_TIMEOUT_S)
         try:
             found = [range(int(start), int(stop)) for start, stop in answer["runs"]]
         except (KeyError, TypeError, ValueError):

@@ -41,8 +41,8 @@ class EngineService:
             "ensure": self._ensure,
             "release": self._release,
             "cached": self._cached,
-            "held": self._held,
-            "has": self._has,
+            "holdings": self._holdings,
+            "present": self._present,
             "take": self._take,
             "recheck": self._recheck,
             "reads": self._reads,
@@ -138,14 +138,14 @@ class EngineService:
             counts.append(self._engine.cached_bytes(version, blocks))
         return {"bytes": counts}
 
-    def _held(self, payload: dict[str, Any]) -> Answer:
+    def _holdings(self, payload: dict[str, Any]) -> Answer:
         roots = [clean_path(path) for path in payload["paths"][: holdings.MAX_ROOTS]]
         store = self._engine.volume(payload["dataset"]).store
         return {"held": [one.to_wire() for one in holdings.held(store, roots)]}
 
-    def _has(self, payload: dict[str, Any]) -> Answer:
+    def _present(self, payload: dict[str, Any]) -> Answer:
         version = wire.version_from_wire(payload.get("version"))
-        found = self._engine.held(version, _blocks(version, payload, "blocks"))
+        found = self._engine.present(version, _blocks(version, payload, "blocks"))
         return {"runs": [[run.start, run.stop] for run in found]}
 
     def _take(self, payload: dict[str, Any]) -> Answer:

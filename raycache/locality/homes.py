@@ -18,7 +18,7 @@ from raycache.membership import Worker
 
 log = logging.getLogger(__name__)
 
-HELD_TIMEOUT_S = 30.0
+HOLDINGS_TIMEOUT_S = 30.0
 """Longest wait for a worker to tell what it holds; one that holds a million objects needs a few seconds."""
 
 PARALLEL = 32
@@ -161,7 +161,7 @@ def _ask_all(client: Client, dataset: str, wanted: Sequence[ObjectVersion]) -> l
 
     def ask(worker: Worker) -> tuple[str, list[Held]]:
         try:
-            answer = client.peers.call(worker, "held", payload, HELD_TIMEOUT_S)
+            answer = client.peers.call(worker, "holdings", payload, HOLDINGS_TIMEOUT_S)
             return worker.node_id, [Held.from_wire(item) for item in answer["held"]]
         except RaycacheError as error:
             log.info("what %s holds of %s is not known: %s", worker.address, dataset, error)

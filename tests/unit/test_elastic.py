@@ -184,7 +184,7 @@ def test_who_is_asked_for_what_he_holds_asks_nobody(workers: Workers) -> None:
     version = versions(workers)[0]
     with pytest.raises(RaycacheError, match="does not have"):
         list(workers.nodes[0].engine.stream_held(version, range(2)))
-    assert workers.nodes[0].engine.held(version, range(2)) == []
+    assert workers.nodes[0].engine.present(version, range(2)) == []
     assert workers.store_bytes == 0
 
 

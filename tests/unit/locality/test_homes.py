@@ -77,7 +77,7 @@ def test_each_worker_is_asked_once(
         lambda worker, action, *rest: asked.append(action) or call(worker, action, *rest),
     )
     homes_of(client, files_of(client, "ds"))
-    assert asked.count("held") == len(cluster.nodes)
+    assert asked.count("holdings") == len(cluster.nodes)
 
 
 def test_an_old_version_is_not_taken_for_the_new_one(cluster: RaylessCluster, client: Client) -> None:
