@@ -176,15 +176,18 @@ class Load:
     def _run(self, parts: Sequence[_Part], holders: int) -> Outcome:
         total = sum(part.size * part.copies for part in parts)
         absent = self._absent(parts)
-        # What is there comes first, so that it is kept, and not pushed out by what would take its place.
-        todo, done = sorted(parts, key=lambda part: absent[part] > 0), 0
+        # What is there comes first, so that it is kept, and not pushed out by what would take its place: nothing
+        # is fetched before all of it is.
+        there, todo = _split(parts, absent)
+        self._fetch(there, holders, 0, total)
+        done = sum(part.size * part.copies for part in there)
         for attempt in range(ROUNDS):
             if attempt and self._cancelled.wait(ROUND_PAUSE_S if self._unsteady() else 0):
                 break
             self._reasons.clear()
             self._fetch(todo, holders, done, total)
             absent = self._absent(parts)
-            todo, done = [part for part in parts if absent[part]], total - sum(absent.values())
+            (_, todo), done = _split(parts, absent), total - sum(absent.values())
             self._progressed(done)
             if not todo or not self._worth_repeating(attempt):
                 break
@@ -361,6 +364,11 @@ class Load:
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise Cancelled("the load was deleted while it ran", where=self._dataset)
+
+
+def _split(parts: Sequence[_Part], absent: Mapping[_Part, int]) -> tuple[list[_Part], list[_Part]]:
+    """The parts that are there, and those of which something is absent."""
+    return [part for part in parts if not absent[part]], [part for part in parts if absent[part]]
 
 
 def _nodes(count: int) -> str:

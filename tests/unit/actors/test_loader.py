@@ -6,12 +6,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raycache.actors.loader import Cancelled, Load, Outcome, Target
 from raycache.blocks import KiB, MiB
+from raycache.engine import Peers
 from raycache.errors import ObjectNotFoundError, OperationFailedError
+from raycache.membership import Worker
 from raycache.spec import ResolvedDataset
 from tests.support.embedded import BLOCK, dataset_of, noise
 from tests.support.raylesscluster import RaylessCluster, with_tiers
@@ -162,6 +165,28 @@ def test_a_load_that_is_too_large_fetches_nothing_when_it_is_run_again(
     before = [node.metrics.snapshot() for node in cluster.nodes.values()]
     assert Watched(cluster, Target("/")).run() == first
     assert [node.metrics.snapshot() for node in cluster.nodes.values()] == before
+
+
+def test_what_is_there_is_kept_before_anything_is_fetched(
+    cluster: RaylessCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fetch that went beside it took its place: a load that was run again fetched anew, now and then."""
+    Watched(cluster, Target("/c")).run()
+    calls: list[tuple[str, str]] = []
+    call = Peers.call
+
+    def noted(self: Peers, worker: Worker, action: str, payload: Any, timeout_s: float | None) -> Any:
+        if action != "ensure":
+            return call(self, worker, action, payload, timeout_s)
+        path = payload["version"]["path"]
+        calls.append(("asked", path))
+        answer = call(self, worker, action, payload, timeout_s)
+        calls.append(("answered", path))
+        return answer
+
+    monkeypatch.setattr(Peers, "call", noted)
+    assert Watched(cluster, Target("/")).run() == Outcome(TOTAL, ())
+    assert calls.index(("answered", "c/d")) < min(calls.index(("asked", path)) for path in ("a", "b"))
 
 
 def test_a_load_takes_the_place_of_what_was_there_however_much_that_was_used(
