@@ -66,6 +66,21 @@ def holders(
     return ids if most is None else ids[:most]
 
 
+def may_leave(membership: Membership, dataset: str, worker_id: str, unsettled: bool) -> bool:
+    """Whether a worker that is to leave a dataset may begin to move it: others own it by now, or nobody ever will.
+
+    Args:
+        membership: as published.
+        dataset: its name.
+        worker_id: who is to leave it.
+        unsettled: some worker is about to take it on.
+    """
+    placement = membership.placement(dataset)
+    if placement is None or worker_id not in placement.workers:
+        return True
+    return not unsettled and not membership.weights_for(dataset)
+
+
 def _rank(dataset: str, node_id: str) -> bytes:
     return hashlib.blake2b(f"{dataset}\0{node_id}".encode(), digest_size=8).digest()
 

@@ -239,7 +239,7 @@ class Reconciler:
         self._tell(plan, now)
         unsettled = {name for name in wanted if name in undecided or not self._attached(name, plan)}
         changed = self._publish(wanted, unsettled, now)
-        self._see_off(plan)
+        self._see_off(plan, unsettled)
         # A mount is waited for by whoever applies, not by the tables of who owns what.
         unsettled |= {name for name in wanted if not mount_reports.decided(name, plan, self.seats())}
         with self._changed:
@@ -377,7 +377,7 @@ class Reconciler:
             del self._to_invalidate[: len(names)]
         return True
 
-    def _see_off(self, plan: Mapping[str, Mapping[str, ResolvedDataset]]) -> None:
+    def _see_off(self, plan: Mapping[str, Mapping[str, ResolvedDataset]], unsettled: set[str]) -> None:
         """Have those who leave something move it, once others own it, and end the workers of nodes that are empty."""
         for part in self.departures.parts:
             name, node_id = part
@@ -389,9 +389,9 @@ class Reconciler:
                 self.departures.left(part)
                 continue
             progress = seat.report["leaving"].get(name)
-            placement = self._membership.placement(name)
-            owns = placement is not None and seat.worker.id in placement.workers
-            if progress is None and not (owns and self._membership.weights_for(name)):
+            if progress is None and assignment.may_leave(
+                self._membership, name, seat.worker.id, name in unsettled
+            ):
                 left_s = self.departures.remaining(part)
                 seat.actor.leave.remote(name, left_s, self._membership.epoch)
             self.departures.heard(part, progress)

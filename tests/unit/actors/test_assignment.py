@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raycache.actors.assignment import Node, holders, next_membership
+from raycache.actors.assignment import Node, holders, may_leave, next_membership
 from raycache.membership import Membership, Worker
 from raycache.spec import ReplicaRange
 from tests.support.embedded import dataset_of
@@ -111,3 +111,13 @@ def test_tables_outlive_a_stop_but_not_a_delete() -> None:
     assert (before.table == now.table).all()
     deleted = after(started, worker("a", 1, weight=0), worker("b", 1, weight=0), forgotten={"ds"})
     assert deleted[0].tables == {}
+
+
+def test_nobody_begins_to_leave_while_somebody_is_about_to_take_on() -> None:
+    """Else what a drained node holds is left behind, because for a moment nobody else holds the dataset."""
+    alone = after((Membership(), {}), worker("a"))
+    leaving, seats = after(alone, worker("a", weight=0))
+    assert not may_leave(leaving, "ds", "a-0", unsettled=True)
+    assert may_leave(leaving, "ds", "a-0", unsettled=False), "nobody ever will"
+    followed, _ = after((leaving, seats), worker("a", weight=0), worker("b"))
+    assert may_leave(followed, "ds", "a-0", unsettled=False)
