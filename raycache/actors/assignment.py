@@ -32,6 +32,34 @@ def eligible(dataset: ResolvedDataset, nodes: Iterable[Node]) -> list[Node]:
     return [n for n in nodes if all(n.labels.get(k) == v for k, v in dataset.node_selector.items())]
 
 
+def occupied(
+    dataset: ResolvedDataset,
+    datasets: Mapping[str, ResolvedDataset],
+    planned: Collection[str],
+    held: Collection[str],
+) -> str | None:
+    """The dataset because of which a node cannot hold another one, since one of the two wants to be alone there.
+
+    Args:
+        dataset: the one that would come, or stay.
+        datasets: all, by name.
+        planned: names of those that are to be on the node, decided before this one.
+        held: names of those that its worker holds now. They stay, unless this one is there, too: then it goes by the
+            order in which it is decided.
+
+    Returns:
+        Its name; None if there is no such dataset.
+    """
+    stay = [*planned, *(() if dataset.name in held else held)]
+    for name in sorted(stay):
+        other = datasets.get(name)
+        if other is None or name == dataset.name:
+            continue
+        if "Exclusive" in (dataset.placement, other.placement):
+            return name
+    return None
+
+
 def holders(
     dataset: ResolvedDataset,
     nodes: Iterable[Node],

@@ -61,6 +61,8 @@ class Reconciler:
         )
         self._forgotten: set[str] = set()
         self._refused: dict[tuple[str, str], str] = {}
+        self._occupied: dict[str, dict[str, str]] = {}
+        """Nodes that a dataset would have and may not, by its name: the dataset that is there."""
         self._held_back: set[str] = (
             set()
         )  # nodes that hold something of which it is not known yet if it may stay
@@ -168,6 +170,8 @@ class Reconciler:
     def problems(self, dataset: str) -> dict[str, str]:
         """Why nodes that should hold a dataset do not, by node id."""
         found = {node: why for (name, node), why in dict(self._refused).items() if name == dataset}
+        for node, other in self._occupied.get(dataset, {}).items():
+            found[node] = f"dataset {other} is there, and one of the two is Exclusive"
         for seat in self.seats():
             failure = seat.failures.get(dataset)
             if failure is not None:
@@ -280,12 +284,21 @@ class Reconciler:
             refused = {node for (refused, node) in self._refused if refused == name}
             holding = {seat.node.id for seat in self.holders(name)}
             nodes = [seat.node for seat in self.seats()]
-            usable = [node for node in nodes if node.id not in refused and node.id not in drains]
+            occupied = {
+                seat.node.id: other
+                for seat in self.seats()
+                if (other := assignment.occupied(dataset, wanted, plan[seat.node.id], seat.takes))
+            }
+            avoided = refused | drains.keys() | occupied.keys()
+            usable = [node for node in nodes if node.id not in avoided]
             going = {node_id for part, node_id in self.departures.parts if part == name}
             since = {
                 seat.node.id: seat.report["since"].get(name, 0.0) for seat in self.seats() if seat.report
             }
             chosen = assignment.holders(dataset, usable, holding, going, since)
+            _, most = dataset.replica_bounds
+            short = most is None or len(chosen) < most
+            self._occupied[name] = occupied if short else {}
             for node_id in sorted(holding - set(chosen) - refused):
                 if self.departures.holds_on(name, node_id):
                     keep.add((name, node_id))

@@ -80,6 +80,11 @@ class Seat:
         return dict(self.report["generations"]) if self.report else {}
 
     @property
+    def takes(self) -> set[str]:
+        """Datasets that the worker holds, or was last told to: it may be restarting."""
+        return self.generations.keys() | self.synced.keys()
+
+    @property
     def failures(self) -> dict[str, dict[str, Any]]:
         """Datasets that it was told to hold and could not: generation and error."""
         return dict(self.report["failures"]) if self.report else {}

@@ -155,9 +155,15 @@ class _Translation:
         self.ignore(
             spec,
             path,
-            ("mounts", "owner", "accessModes", "sharedOptions", "sharedEncryptOptions", "runtimes")
-            # Exclusive is what happens anyway: several datasets share a node, each with its own quota.
-            + (("placement",) if spec.get("placement") in ("", "Exclusive") else ()),
+            (
+                "mounts",
+                "owner",
+                "accessModes",
+                "sharedOptions",
+                "sharedEncryptOptions",
+                "runtimes",
+                "placement",
+            ),
         )
         mounts = self.sequence(spec.get("mounts"), (*path, "mounts"))
         result: dict[str, Any] = {}
@@ -169,6 +175,9 @@ class _Translation:
             owner = self.mapping(spec["owner"], (*path, "owner"))
             self.ignore(owner, (*path, "owner"), ("uid", "gid"))
             result["owner"] = {key: owner[key] for key in ("uid", "gid") if key in owner}
+        if spec.get("placement"):
+            # Where Fluid's default is Exclusive, ours is Shared: each dataset has its own quota on a node.
+            result["placement"] = spec["placement"]
         for index, mode in enumerate(self.sequence(spec.get("accessModes"), (*path, "accessModes"))):
             if mode != "ReadOnlyMany":
                 if mode not in ("ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"):

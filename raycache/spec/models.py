@@ -186,6 +186,11 @@ class DatasetSpec(SpecModel):
     owner: Owner | None = Field(
         default=None, description="Owner shown for files; default: the user who reads."
     )
+    placement: Literal["Shared", "Exclusive"] = Field(
+        default="Shared",
+        description="`Shared`: nodes may hold other datasets, too, each with its own quota. `Exclusive`: the nodes that"
+        " hold this one hold no other; of two that want the same node, who was there first stays.",
+    )
     block_size: BlockSize = Field(
         default=4 * MiB, description="Unit of fetching and caching: a power of two, 64Ki to 64Mi."
     )

@@ -84,6 +84,9 @@ class ResolvedDataset(_Resolved):
     node_selector: dict[str, str] = Field(
         default_factory=dict, description="Ray node labels a holder must have."
     )
+    placement: Literal["Shared", "Exclusive"] = Field(
+        default="Shared", description="Whether the nodes that hold it may hold others."
+    )
     generation: int = Field(
         default=1, description="Counts the versions of this spec; the coordinator raises it."
     )
@@ -165,6 +168,7 @@ def resolve(
         eviction_policy=runtime.spec.eviction_policy if runtime else "sieve",
         replicas=runtime.spec.replicas if runtime else "all",
         node_selector=dict(runtime.spec.node_selector) if runtime else {},
+        placement=spec.placement,
         mount_path=spec.mount_path,
     )
 

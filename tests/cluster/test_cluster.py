@@ -370,6 +370,24 @@ def test_memory_that_ray_cannot_reserve_leaves_the_node_out(cache: Cache) -> Non
     assert cache.proxy.stats().GET == 0
 
 
+def test_an_exclusive_dataset_has_its_nodes_for_itself(cache: Cache) -> None:
+    cache.put("file", noise(MiB))
+    cache.apply()
+    cache.apply("alone", placement="Exclusive")
+    row = cache.row("alone")
+    assert row["phase"] != "Bound"
+    assert "dataset ds is there" in row["reason"]
+    assert len(cache.admin.describe("datasets", "alone")["problems"]) == 3
+    assert cache.read("file", "alone") == noise(MiB), "read past the cache"
+    # A node that is given up is taken.
+    cache.apply(replicas=2)
+    until(lambda: cache.row("alone")["phase"] == "Bound", "the third node has it")
+    assert len(cache.admin.describe("datasets", "alone")["problems"]) == 2
+    held = [set(row["datasets"]) for row in cache.admin.get("workers")]
+    assert sorted(map(sorted, held)) == [["alone"], ["ds"], ["ds"]]
+    assert cache.read("file") == noise(MiB)
+
+
 def test_secrets_are_nowhere_to_be_seen(cache: Cache) -> None:
     cache.put("file", noise(MiB))
     cache.apply()

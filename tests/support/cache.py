@@ -45,7 +45,7 @@ class Cache:
         Args:
             name: of all three.
             changes: `mem` and `ssd` (quotas; "" for no such tier), `bucket`, `prefix`, `secret_key`,
-                `replicas`, `mode` (of consistency), `block_size`, `ttl`, `mount` (a `mountPath`).
+                `replicas`, `mode` (of consistency), `block_size`, `ttl`, `mount` (a `mountPath`), `placement`.
         """
         mem, ssd = changes.get("mem", "128Mi"), changes.get("ssd", "256Mi")
         levels = [f"{{mediumtype: MEM, path: {self.directory}/mem, quota: {mem}}}"] if mem else []
@@ -71,6 +71,7 @@ spec:
         - {{name: secretAccessKey, valueFrom: {{secretKeyRef: {{name: {name}, key: key}}}}}}
   consistency: {{mode: {changes.get("mode", "ttl")}, metadataTTL: {changes.get("ttl", "30s")}}}
   blockSize: {changes.get("block_size", "1Mi")}
+  placement: {changes.get("placement", "Shared")}
 ---
 apiVersion: raycache.io/v1
 kind: CacheRuntime

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raycache.actors.assignment import Node, holders, may_leave, next_membership
+from raycache.actors.assignment import Node, holders, may_leave, next_membership, occupied
 from raycache.membership import Membership, Worker
 from raycache.spec import ReplicaRange
 from tests.support.embedded import dataset_of
@@ -121,3 +121,20 @@ def test_nobody_begins_to_leave_while_somebody_is_about_to_take_on() -> None:
     assert may_leave(leaving, "ds", "a-0", unsettled=False), "nobody ever will"
     followed, _ = after((leaving, seats), worker("a", weight=0), worker("b"))
     assert may_leave(followed, "ds", "a-0", unsettled=False)
+
+
+def test_an_exclusive_dataset_is_alone_on_its_nodes() -> None:
+    shared, other = dataset_of("s", {"": "s3://b"}), dataset_of("t", {"": "s3://b"})
+    alone = dataset_of("x", {"": "s3://b"}).model_copy(update={"placement": "Exclusive"})
+    all_of_them = {dataset.name: dataset for dataset in (shared, other, alone)}
+
+    assert occupied(shared, all_of_them, planned=["t"], held=["t"]) is None
+    assert occupied(shared, all_of_them, planned=["x"], held=[]) == "x"
+    assert occupied(alone, all_of_them, planned=["s"], held=[]) == "s"
+    assert occupied(alone, all_of_them, planned=[], held=["s"]) == "s", "who is there stays"
+    assert occupied(shared, all_of_them, planned=[], held=["x"]) == "x"
+    assert occupied(alone, all_of_them, planned=[], held=["x"]) is None
+    # Both are there, because one has only now become exclusive: who is decided on first stays, and the other goes.
+    assert occupied(alone, all_of_them, planned=[], held=["s", "x"]) is None
+    assert occupied(shared, all_of_them, planned=["x"], held=["s", "x"]) == "x"
+    assert occupied(alone, all_of_them, planned=[], held=["deleted"]) is None, "what is not wanted goes"

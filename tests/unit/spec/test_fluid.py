@@ -72,6 +72,7 @@ def test_a_dataset() -> None:
     assert model.spec.mounts[1].options == {"alluxio.underfs.s3.region": "eu-central-1", "own": "b"}
     assert [option.name for option in model.spec.mounts[1].encrypt_options] == ["aws.accessKeyId"]
     assert model.spec.runtime == "other"
+    assert model.spec.placement == "Exclusive"
     assert model.spec.owner is not None
     assert model.spec.owner.uid == 1000
     assert sorted(ignored(document)) == [
