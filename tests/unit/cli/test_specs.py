@@ -88,7 +88,7 @@ def test_a_file_that_is_not_there(backend: FakeBackend) -> None:
 
 def test_warnings_go_to_standard_error(backend: FakeBackend) -> None:
     text = DATASET.replace("raycache.io/v1", "data.fluid.io/v1alpha1").replace(
-        "spec:\n", "spec:\n  placement: Shared\n"
+        "spec:\n", "spec:\n  tolerations: [{key: a}]\n"
     )
     result = invoke(backend, "apply", "-f", "-", input=text)
     assert result.stdout == "dataset/imagenet created\n"
