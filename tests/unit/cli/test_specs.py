@@ -93,7 +93,7 @@ def test_warnings_go_to_standard_error(backend: FakeBackend) -> None:
     result = invoke(backend, "apply", "-f", "-", input=text)
     assert result.stdout == "dataset/imagenet created\n"
     assert result.stderr.startswith("warning: ")
-    assert "spec.placement" in result.stderr
+    assert "spec.tolerations" in result.stderr
 
 
 def test_validate_needs_no_cluster(backend: FakeBackend, files: dict[str, str]) -> None:
