@@ -17,6 +17,8 @@ class Settings:
     Args:
         address: `RAYCACHE_ADDRESS`: comma-separated `host:port` of workers' Flight servers; "" asks Ray.
         token: `RAYCACHE_TOKEN`: bearer token of the data plane. Kept out of `repr`.
+        ray_token: the token of Ray's own processes, found as Ray does: `RAY_AUTH_TOKEN`, the file
+            `RAY_AUTH_TOKEN_PATH`, `~/.ray/auth_token`; "" unless `RAY_AUTH_MODE` is `token`. Kept out of `repr`.
         ray_address: `RAY_ADDRESS`: Ray cluster to connect to.
         cache_dir: `RAYCACHE_CACHE_DIR`: directory of an embedded store (no cluster).
         state_dir: `$XDG_STATE_HOME/raycache` (XDG Base Directory Specification), for what outlives a command.
@@ -27,6 +29,7 @@ class Settings:
 
     address: str = ""
     token: str = field(default="", repr=False)
+    ray_token: str = field(default="", repr=False)
     ray_address: str = ""
     cache_dir: str = ""
     state_dir: str = ""
@@ -40,6 +43,7 @@ class Settings:
         return cls(
             address=environ.get("RAYCACHE_ADDRESS", ""),
             token=environ.get("RAYCACHE_TOKEN", ""),
+            ray_token=_ray_token(environ),
             ray_address=environ.get("RAY_ADDRESS", ""),
             cache_dir=environ.get("RAYCACHE_CACHE_DIR", ""),
             state_dir=os.path.join(
@@ -51,3 +55,17 @@ class Settings:
             runtime_dir=environ.get("XDG_RUNTIME_DIR", ""),
             log_level=environ.get("RAYCACHE_LOG_LEVEL", "WARNING").upper(),
         )
+
+
+def _ray_token(environ: Mapping[str, str]) -> str:
+    if environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return ""
+    given = environ.get("RAY_AUTH_TOKEN", "").strip()
+    if given:
+        return given
+    path = environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""  # then Ray has none either, and says so itself

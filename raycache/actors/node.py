@@ -8,9 +8,11 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from raycache.actors import cluster_state, host, tier_reports, volumes
+from raycache.access import Gate
+from raycache.actors import cluster_state, host, signing, tier_reports, volumes
 from raycache.actors import kv as keys
 from raycache.actors.kv import Kv, get_json
 from raycache.actors.mounting import Mounter, NodeMounts, run_program
@@ -21,6 +23,7 @@ from raycache.flight import FlightServer, PeerPool
 from raycache.invalidations import Invalidations
 from raycache.membership import Membership, Worker
 from raycache.metrics import Metrics
+from raycache.settings import Settings
 from raycache.spec import ResolvedDataset
 
 log = logging.getLogger(__name__)
@@ -62,8 +65,11 @@ class NodeWorker:
         )
         self.engine = Engine(self._peers, self.metrics)
         self._service = EngineService(self.engine, lambda: self._state)
+        self._gate = Gate(
+            token.decode(), others=_tokens_of_ray(), keys=signing.read(kv), renew=partial(signing.read, kv)
+        )
         self._server = FlightServer(
-            address, actions=self._service.actions, stream=self._service.stream, token=token.decode()
+            address, actions=self._service.actions, stream=self._service.stream, gate=self._gate
         )
         self._mounts = NodeMounts(
             node_id, token.decode(), self._server.address, self._addresses_of_others, mounter
@@ -224,5 +230,12 @@ class NodeWorker:
                 if membership.epoch < self._state["membership"]["epoch"]:
                     return  # another thread has read a newer one meanwhile
                 self.engine.keep_up(membership.epoch, Invalidations.from_wire(state["invalidations"]))
+                self._gate.take(signing.read(self._kv))
                 self._state = cluster_state.without_secrets(state)
                 self._peers.update(membership)
+
+
+def _tokens_of_ray() -> tuple[str, ...]:
+    """The token that this Ray cluster's own processes present to one another, if they do: who has it may everything."""
+    token = Settings.from_environ().ray_token
+    return (token,) if token else ()

@@ -155,7 +155,9 @@ class FlightPeer:
         log.debug("call to %s failed: %s", self.address, error)
         if isinstance(error, fl.FlightUnauthenticatedError | fl.FlightUnauthorizedError):
             return AccessDeniedError(
-                "the worker refused the token", where=self.address, hint="set RAYCACHE_TOKEN to the cluster's"
+                "the worker refused the token",
+                where=self.address,
+                hint="has it expired? `raycache token create` on the cluster makes one for RAYCACHE_TOKEN",
             )
         # Only a handler of ours attaches this; all the rest is the transport's trouble.
         details = getattr(error, "extra_info", b"")

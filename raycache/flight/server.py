@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +11,8 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from raycache import wire
-from raycache.errors import RaycacheError, WorkerUnavailableError, to_wire
+from raycache.access import Caller, Gate
+from raycache.errors import AccessDeniedError, RaycacheError, WorkerUnavailableError, to_wire
 from raycache.flight._sockets import cut_connections, format_address
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class FlightServer:
         stream: makes the blocks of a ticket: pairs of CRC32C and bytes. A block's bytes are sent from where
             they are, without a copy, and must not change until it was sent. The iterator's `close`, if it
             has one, is called when the stream ends, also when the reader leaves early.
-        token: what callers must present; "" accepts everyone.
+        gate: who may call; None accepts everyone.
         advertise: host that others reach this one by, if it is not `host` (`0.0.0.0`, a container).
 
     Raises:
@@ -56,10 +56,11 @@ class FlightServer:
         *,
         actions: Mapping[str, Action],
         stream: Stream,
-        token: str = "",
+        gate: Gate | None = None,
         advertise: str = "",
     ) -> None:
         self._host = host
+        self._gate = Gate() if gate is None else gate
         self._actions = dict(actions)
         self._stream = stream
         self._open = False
@@ -67,7 +68,10 @@ class FlightServer:
         self._closed = False
         try:
             self._server = _Server(
-                fl.Location.for_grpc_tcp(host, port), self._act, self._blocks, middleware=_middleware(token)
+                fl.Location.for_grpc_tcp(host, port),
+                self._act,
+                self._blocks,
+                middleware={_GATE: _GateFactory(self._gate)},
             )
         except (pa.ArrowException, OSError) as error:
             raise RaycacheError(
@@ -119,7 +123,7 @@ class FlightServer:
                 "the worker is starting or stopping", where=self.address, hint="another worker has the data"
             )
 
-    def _act(self, name: str, body: pa.Buffer) -> bytes:
+    def _act(self, caller: Caller, peer: str, name: str, body: pa.Buffer) -> bytes:
         try:
             self._check_open()
             handler = self._actions.get(name)
@@ -130,24 +134,27 @@ class FlightServer:
                     hint="client and worker are of different versions?",
                 )
             request = wire.decode(memoryview(body), what=f"action {name!r}")
-            return wire.encode(handler(request))
+            with self._gate.action(caller, peer, name, request):
+                return wire.encode(self._gate.shown(caller, name, handler(request)))
         except RaycacheError as error:
             raise _transported(error) from error
         except Exception as error:
             log.exception("action %s failed", name)
             raise self._opaque() from error
 
-    def _blocks(self, ticket: bytes) -> Iterator[tuple[pa.RecordBatch, bytes]]:
+    def _blocks(self, caller: Caller, peer: str, ticket: bytes) -> Iterator[tuple[pa.RecordBatch, bytes]]:
         blocks: Iterator[tuple[int, Any]] | None = None
         try:
             self._check_open()
-            blocks = self._stream(wire.decode(ticket, what="stream ticket"))
-            for crc, buffer in blocks:
-                self._check_open()
-                data = pa.py_buffer(buffer)
-                column = pa.Array.from_buffers(pa.uint8(), data.size, [None, data])
-                yield pa.RecordBatch.from_arrays([column], schema=BLOCK_SCHEMA), wire.pack_crc(crc)
-                del data, column, buffer  # the block is sent: do not hold it while the next one is made
+            request = wire.decode(ticket, what="stream ticket")
+            with self._gate.stream(caller, peer, request):
+                blocks = self._stream(request)
+                for crc, buffer in blocks:
+                    self._check_open()
+                    data = pa.py_buffer(buffer)
+                    column = pa.Array.from_buffers(pa.uint8(), data.size, [None, data])
+                    yield pa.RecordBatch.from_arrays([column], schema=BLOCK_SCHEMA), wire.pack_crc(crc)
+                    del data, column, buffer  # the block is sent: do not hold it while the next one is made
         except RaycacheError as error:
             raise _transported(error) from error
         except Exception as error:
@@ -171,8 +178,8 @@ class _Server(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow is untyped
     def __init__(
         self,
         location: fl.Location,
-        act: Callable[[str, pa.Buffer], bytes],
-        blocks: Callable[[bytes], Iterator[tuple[pa.RecordBatch, bytes]]],
+        act: Callable[[Caller, str, str, pa.Buffer], bytes],
+        blocks: Callable[[Caller, str, bytes], Iterator[tuple[pa.RecordBatch, bytes]]],
         middleware: dict[str, fl.ServerMiddlewareFactory],
     ) -> None:
         # Set first: the base class serves as soon as it is constructed.
@@ -181,27 +188,41 @@ class _Server(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow is untyped
         super().__init__(location, middleware=middleware)
 
     def do_action(self, context: fl.ServerCallContext, action: fl.Action) -> Iterator[fl.Result]:
-        return iter([fl.Result(pa.py_buffer(self._act(action.type, action.body)))])
+        answer = self._act(_caller(context), context.peer(), action.type, action.body)
+        return iter([fl.Result(pa.py_buffer(answer))])
 
     def do_get(self, context: fl.ServerCallContext, ticket: fl.Ticket) -> fl.FlightDataStream:
-        return fl.GeneratorStream(BLOCK_SCHEMA, self._blocks(ticket.ticket))
+        blocks = self._blocks(_caller(context), context.peer(), ticket.ticket)
+        return fl.GeneratorStream(BLOCK_SCHEMA, blocks)
 
 
-class _TokenCheck(fl.ServerMiddlewareFactory):  # type: ignore[misc]  # pyarrow is untyped
-    """Refuses calls that do not carry the token."""
+_GATE = "gate"
 
-    def __init__(self, token: str) -> None:
-        self._expected = wire.bearer(token)
 
-    def start_call(self, info: fl.CallInfo, headers: dict[str, list[str | bytes]]) -> None:
+class _Admitted(fl.ServerMiddleware):  # type: ignore[misc]  # pyarrow is untyped
+    """Carries who calls to the call."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+
+
+class _GateFactory(fl.ServerMiddlewareFactory):  # type: ignore[misc]  # pyarrow is untyped
+    """Refuses calls of whom the gate does not know."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def start_call(self, info: fl.CallInfo, headers: dict[str, list[str | bytes]]) -> _Admitted:
         given = headers.get("authorization", [b""])[0]
-        presented = given.encode() if isinstance(given, str) else given
-        if not hmac.compare_digest(presented, self._expected):
-            raise fl.FlightUnauthenticatedError("wrong or missing token")
+        try:
+            return _Admitted(self._gate.caller(given.encode() if isinstance(given, str) else given))
+        except AccessDeniedError as error:
+            raise fl.FlightUnauthenticatedError(error.what) from None
 
 
-def _middleware(token: str) -> dict[str, fl.ServerMiddlewareFactory]:
-    return {"token": _TokenCheck(token)} if token else {}
+def _caller(context: fl.ServerCallContext) -> Caller:
+    caller: Caller = context.get_middleware(_GATE).caller
+    return caller
 
 
 def _transported(error: RaycacheError) -> fl.FlightServerError:

@@ -17,6 +17,7 @@ import pyarrow.flight as fl
 import pytest
 
 from raycache import wire
+from raycache.access import CLUSTER, Gate
 from raycache.errors import (
     AccessDeniedError,
     CacheFullError,
@@ -84,7 +85,7 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture
 def server(service: Service) -> Iterator[FlightServer]:
-    with FlightServer("127.0.0.1", actions=service.actions, stream=service.stream, token=TOKEN) as made:
+    with FlightServer("127.0.0.1", actions=service.actions, stream=service.stream, gate=Gate(TOKEN)) as made:
         yield made
 
 
@@ -118,7 +119,7 @@ def test_a_stream_of_nothing_ends(peer: FlightPeer) -> None:
 def test_the_server_sends_a_block_from_where_it_is(service: Service) -> None:
     data = memoryview(block(1))
     with FlightServer("127.0.0.1", actions={}, stream=lambda _: iter([(0, data)])) as server:
-        [(batch, _)] = server._blocks(b"{}")
+        [(batch, _)] = server._blocks(CLUSTER, "", b"{}")
         assert batch.column(0).buffers()[1].address == pa.py_buffer(data).address
 
 
