@@ -173,6 +173,9 @@ def _connect_in_ray(address: str, joined: bool) -> Client:
 DRAIN_S = 600.0
 """Seconds that a drain may take if nothing else is said."""
 
+TOKEN_S = 24 * 3600.0
+"""Seconds that a token is valid if nothing else is said."""
+
 _DRAIN_LOOK_S = 0.5
 """Seconds between looks at a drain that is waited for."""
 
@@ -349,6 +352,55 @@ class Admin:
     def undrain(self, node: str) -> str:
         """Let a drained node hold datasets again. Returns its id. Raises NotFoundError: it is not drained."""
         return str(self._control.call("undrain", node))
+
+    def create_token(
+        self,
+        datasets: str | Sequence[str],
+        verbs: Sequence[str] = ("read",),
+        ttl_s: float = TOKEN_S,
+        name: str = "",
+    ) -> str:
+        """A token for clients and mounts outside the Ray cluster (`RAYCACHE_TOKEN`), which may only what it says.
+
+        Args:
+            datasets: names of those that it is for; "*" is all, also those to come.
+            verbs: `read` (names and bytes), `invalidate`.
+            ttl_s: seconds until it ends; at most a year.
+            name: whom it is for.
+
+        Raises:
+            DatasetNotFoundError: there is no such dataset.
+            SpecError: an unknown verb, a token that would not end.
+        """
+        named = [datasets] if isinstance(datasets, str) else list(datasets)
+        return str(self._control.call("issue_token", name, named, list(verbs), float(ttl_s)))
+
+    def token_keys(self) -> dict[str, float]:
+        """When each key that signs tokens was made, seconds since the epoch, by its id; the last one signs."""
+        return dict(self._control.call("signing_keys"))
+
+    def rotate_token_keys(self, revoke: bool = False) -> dict[str, str]:
+        """Sign tokens with a new key from now on.
+
+        Args:
+            revoke: drop all the older ones: every token that was made before is refused from now on.
+
+        Returns:
+            The nodes whose worker did not say that it has heard of it, and why; it hears of it from the coordinator
+            as soon as it answers again.
+        """
+        return dict(self._control.call("change_keys", None, revoke))
+
+    def drop_token_key(self, key_id: str) -> dict[str, str]:
+        """Refuse the tokens of one of the older keys.
+
+        Returns:
+            As `rotate_token_keys`.
+
+        Raises:
+            SpecError: no such key, or it is the one that signs.
+        """
+        return dict(self._control.call("change_keys", key_id, False))
 
     def status(self) -> dict[str, Any]:
         """How the cluster is: versions, epoch, coordinator, counts, problems by node."""

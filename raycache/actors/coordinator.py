@@ -21,6 +21,7 @@ from typing import Any
 import ray
 
 import raycache
+from raycache.access import EVERY, TokenClaims, Verb
 from raycache.actors import kv as keys
 from raycache.actors import mount_reports, rows, tier_reports
 from raycache.actors.answers import answered
@@ -31,6 +32,7 @@ from raycache.actors.loads import Loads
 from raycache.actors.reconciler import Reconciler
 from raycache.actors.reservation import release_all
 from raycache.actors.scan import Scans
+from raycache.actors.signing import Signing
 from raycache.actors.views import DOCUMENT_KINDS, Views
 from raycache.actors.volumes import Purge
 from raycache.client import Client, ClusterState
@@ -84,6 +86,7 @@ class Coordinator:
         self._reconciler = Reconciler(self._kv, self._events)
         self._reconciler.want(self._datasets)
         self._token = (self._kv.get(keys.TOKEN) or b"").decode()
+        self._signing = Signing(self._kv)
         self._scans = Scans()
         self._loads = Loads(self._kv, self._events, self._connect, self._await_holders)
         self._views = Views(self._reconciler, self._loads, self._scans, self._events)
@@ -183,10 +186,36 @@ class Coordinator:
         self._catalog.entry("Dataset", dataset)
         epoch = self._reconciler.invalidate(dataset, paths, SETTLE_S)
         published = time.monotonic()
-        answers = self._reconciler.ask_workers("ping", epoch, timeout_s=TELL_S)
+        late = self._tell(epoch)
         if wait:
             time.sleep(max(0.0, published + HEARD_S - time.monotonic()))
-        return {node: str(answer) for node, answer in answers.items() if isinstance(answer, RaycacheError)}
+        return late
+
+    @answered
+    def issue_token(self, name: str, datasets: Sequence[str], verbs: Sequence[Verb], ttl_s: float) -> str:
+        """A signed token for callers outside the Ray cluster; see `access.TokenClaims`."""
+        claims = TokenClaims(tuple(datasets), tuple(verbs), ttl_s, name)
+        for dataset in set(datasets) - {EVERY}:
+            self._catalog.entry("Dataset", dataset)
+        return self._signing.keys.issue(claims)
+
+    @answered
+    def signing_keys(self) -> dict[str, float]:
+        """When each key was made, seconds since the epoch, by its id; the last one signs."""
+        return self._signing.keys.ages
+
+    @answered
+    def change_keys(self, drop: str | None, revoke: bool) -> dict[str, str]:
+        """Drop a key, or sign with a new one from now on (`revoke`: and drop all others).
+
+        Returns:
+            The nodes whose worker did not say that it has heard of it, and why.
+        """
+        if drop is None:
+            self._signing.rotate(revoke)
+        else:
+            self._signing.drop(drop)
+        return self._tell(self._reconciler.announce(SETTLE_S))
 
     @answered
     def drain(self, node: str, timeout_s: float) -> str:
@@ -295,6 +324,11 @@ class Coordinator:
         }
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    def _tell(self, epoch: int) -> dict[str, str]:
+        """Have the workers hear of an epoch now; the nodes whose worker did not say that it has, and why."""
+        answers = self._reconciler.ask_workers("ping", epoch, timeout_s=TELL_S)
+        return {node: str(answer) for node, answer in answers.items() if isinstance(answer, RaycacheError)}
 
     def _take(self, catalog: Catalog) -> None:
         """Make a catalog the one that holds: stored first, then carried out. `_applying` is held."""

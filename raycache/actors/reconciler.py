@@ -73,6 +73,7 @@ class Reconciler:
         # Who read before a stop has missed what was invalidated at its end.
         self._invalidations = Invalidations(since=self._membership.epoch)
         self._to_invalidate: list[tuple[str, str]] = []
+        self._to_announce = 0
         if state is not None:
             former = cluster_state.from_wire(state, "")
             self._membership, self._published = former.membership, dict(former.datasets)
@@ -126,6 +127,16 @@ class Reconciler:
             self._to_invalidate += names
         self._wake.set()
         if not self.wait(lambda: not set(names) & set(self._to_invalidate), timeout_s):
+            raise ClusterUnavailableError("the Ray cluster's store does not answer", hint="see `ray status`")
+        return self._membership.epoch
+
+    def announce(self, timeout_s: float) -> int:
+        """Publish the state again, with nothing new in it: workers look at the cluster's store when they hear of an
+        epoch. Returns it. Raises as `invalidate` does."""
+        with self._changed:
+            self._to_announce += 1
+        self._wake.set()
+        if not self.wait(lambda: not self._to_announce, timeout_s):
             raise ClusterUnavailableError("the Ray cluster's store does not answer", hint="see `ray status`")
         return self._membership.epoch
 
@@ -371,8 +382,9 @@ class Reconciler:
             self._membership, self._last_ids, reporting, returning, unsettled, self._forgotten
         )
         datasets = dict(wanted)
-        names = list(self._to_invalidate)
-        if membership is self._membership and datasets == self._published and not names:
+        names, announced = list(self._to_invalidate), self._to_announce
+        changed = membership is not self._membership or datasets != self._published
+        if not (changed or names or announced):
             return False
         if membership is self._membership:
             membership = replace(membership, epoch=membership.epoch + 1)
@@ -388,6 +400,7 @@ class Reconciler:
         self._membership, self._last_ids, self._published = membership, last_ids, datasets
         with self._changed:
             del self._to_invalidate[: len(names)]
+            self._to_announce -= announced
         return True
 
     def _see_off(self, plan: Mapping[str, Mapping[str, ResolvedDataset]], unsettled: set[str]) -> None:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from raycache import __version__
-from raycache.cli import cluster, demo, loads, mount, resources, runner, scaling
+from raycache.cli import cluster, demo, loads, mount, resources, runner, scaling, tokens
 from raycache.cli.backend import Backend
 from raycache.cli.failures import EXIT_STATUS_HELP, Exit, explained, silence_stdout
 
@@ -86,6 +86,7 @@ def _make() -> typer.Typer:
     program.command()(scaling.scale)
     program.command()(scaling.drain)
     program.command()(scaling.undrain)
+    program.add_typer(tokens.app, name="token")
     program.command()(mount.mount)
     program.command()(mount.unmount)
     # What follows the first word is the command's, dashes and all.

@@ -20,6 +20,7 @@ from raycache import api
 from raycache.actors import kv as keys
 from raycache.actors.control import Control
 from raycache.actors.coordinator import NAME
+from raycache.errors import NotFoundError, SpecError
 from raycache.spec import load_documents
 from tests.support.cache import Cache
 from tests.support.raycluster import left_behind
@@ -463,6 +464,56 @@ def test_a_plain_process_of_a_node_reads_without_joining_the_cluster(cache: Cach
     )
     assert (run.returncode, run.stderr) == (0, b"")
     assert run.stdout == noise(MiB)
+
+
+TENANT = """
+import sys
+from contextlib import closing
+import raycache
+client = raycache.connect()
+assert [dataset.name for dataset in client.datasets()] == ["ds"]
+with closing(client.open("ds", "file")) as reader:
+    sys.stdout.buffer.write(reader.read_at(0, reader.size))
+try:
+    client.open("other", "file")
+except raycache.errors.DatasetNotFoundError:
+    pass
+else:
+    sys.exit("it sees what is not its own")
+assert "ray" not in sys.modules
+"""
+
+
+def test_a_token_reads_its_dataset_from_outside_until_its_key_is_dropped(
+    cache: Cache, tmp_path: Path
+) -> None:
+    cache.put("file", noise(MiB))
+    cache.apply()
+    cache.apply("other")
+
+    def tenant(token: str) -> subprocess.CompletedProcess[bytes]:
+        workers = cache.client().peers.membership.workers
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY")}
+        environ |= {"RAYCACHE_ADDRESS": ",".join(w.address for w in workers), "RAYCACHE_TOKEN": token}
+        return subprocess.run(
+            [sys.executable, "-c", TENANT], env=environ, cwd=tmp_path, capture_output=True, timeout=120
+        )
+
+    with pytest.raises(NotFoundError):
+        cache.admin.create_token("no-such-dataset")
+    token = cache.admin.create_token("ds", ttl_s=600.0)
+    run = tenant(token)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert run.stdout == noise(MiB)
+    assert cache.admin.rotate_token_keys(revoke=True) == {}
+    refused = tenant(token)
+    assert refused.returncode == 1
+    assert b"AccessDeniedError" in refused.stderr
+    assert token.encode() not in refused.stderr
+    assert tenant(cache.admin.create_token("ds", ttl_s=600.0)).returncode == 0
+    (key,) = cache.admin.token_keys()
+    with pytest.raises(SpecError, match="signs"):
+        cache.admin.drop_token_key(key)
 
 
 WITHOUT_PACKAGE = """

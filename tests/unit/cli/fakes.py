@@ -102,6 +102,21 @@ class FakeAdmin:
         self.calls.append(("undrain", node))
         return node
 
+    def create_token(self, datasets: Any, verbs: Any = ("read",), ttl_s: float = 0.0, name: str = "") -> str:
+        self.calls.append(("create_token", list(datasets), list(verbs), ttl_s, name))
+        return "a.b.c"
+
+    def token_keys(self) -> dict[str, float]:
+        return {"0a0a": 0.0, "0b0b": 1.0}
+
+    def rotate_token_keys(self, revoke: bool = False) -> dict[str, str]:
+        self.calls.append(("rotate_token_keys", revoke))
+        return {"0123456789abcdef": "it does not answer"}
+
+    def drop_token_key(self, key_id: str) -> dict[str, str]:
+        self.calls.append(("drop_token_key", key_id))
+        return {}
+
     def load_status(self, name: str) -> dict[str, Any]:
         state = self.loads.pop(0) if len(self.loads) > 1 else self.loads[0]
         if isinstance(state, BaseException):
