@@ -11,6 +11,23 @@ NAMESPACE = "raycache"
 
 
 @dataclass(frozen=True)
+class TlsFiles:
+    """PEM files for TLS of the data plane, by path.
+
+    Args:
+        ca: certificates of the authorities that others' certificates are checked against.
+        cert: this process's own certificate, with its chain; "" for a client that has none.
+        key: its private key.
+        mutual: whether a worker accepts only callers that have a certificate of `ca`.
+    """
+
+    ca: str
+    cert: str = ""
+    key: str = ""
+    mutual: bool = False
+
+
+@dataclass(frozen=True)
 class Settings:
     """Process-wide settings, from the environment.
 
@@ -19,6 +36,8 @@ class Settings:
         token: `RAYCACHE_TOKEN`: bearer token of the data plane. Kept out of `repr`.
         ray_token: the token of Ray's own processes, found as Ray does: `RAY_AUTH_TOKEN`, the file
             `RAY_AUTH_TOKEN_PATH`, `~/.ray/auth_token`; "" unless `RAY_AUTH_MODE` is `token`. Kept out of `repr`.
+        tls: `RAYCACHE_TLS_CA`, `_CERT`, `_KEY`; without them, and with `RAY_USE_TLS=1`, Ray's own `RAY_TLS_CA_CERT`,
+            `RAY_TLS_SERVER_CERT`, `RAY_TLS_SERVER_KEY`. `RAYCACHE_TLS_MUTUAL=1`: workers ask for certificates.
         ray_address: `RAY_ADDRESS`: Ray cluster to connect to.
         cache_dir: `RAYCACHE_CACHE_DIR`: directory of an embedded store (no cluster).
         state_dir: `$XDG_STATE_HOME/raycache` (XDG Base Directory Specification), for what outlives a command.
@@ -30,12 +49,18 @@ class Settings:
     address: str = ""
     token: str = field(default="", repr=False)
     ray_token: str = field(default="", repr=False)
+    tls: TlsFiles | None = None
     ray_address: str = ""
     cache_dir: str = ""
     state_dir: str = ""
     cache_home: str = ""
     runtime_dir: str = ""
     log_level: str = "WARNING"
+
+    @property
+    def ray_tokens(self) -> tuple[str, ...]:
+        """The token of Ray's own processes, if they have one."""
+        return (self.ray_token,) if self.ray_token else ()
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -44,6 +69,7 @@ class Settings:
             address=environ.get("RAYCACHE_ADDRESS", ""),
             token=environ.get("RAYCACHE_TOKEN", ""),
             ray_token=_ray_token(environ),
+            tls=_tls(environ),
             ray_address=environ.get("RAY_ADDRESS", ""),
             cache_dir=environ.get("RAYCACHE_CACHE_DIR", ""),
             state_dir=os.path.join(
@@ -55,6 +81,17 @@ class Settings:
             runtime_dir=environ.get("XDG_RUNTIME_DIR", ""),
             log_level=environ.get("RAYCACHE_LOG_LEVEL", "WARNING").upper(),
         )
+
+
+def _tls(environ: Mapping[str, str]) -> TlsFiles | None:
+    if environ.get("RAYCACHE_TLS_CA"):
+        names = ("RAYCACHE_TLS_CA", "RAYCACHE_TLS_CERT", "RAYCACHE_TLS_KEY")
+    elif environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
+        names = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY")
+    else:
+        return None
+    ca, cert, key = (environ.get(name, "") for name in names)
+    return TlsFiles(ca, cert, key, mutual=environ.get("RAYCACHE_TLS_MUTUAL", "") == "1")
 
 
 def _ray_token(environ: Mapping[str, str]) -> str:

@@ -46,6 +46,7 @@ class NodeWorker:
         token = kv.get(keys.TOKEN)
         if token is None:
             raise ClusterUnavailableError("raycache is not started on this Ray cluster")
+        settings = Settings.from_environ()
         self.id = f"{node_id[:8]}-{uuid.uuid4().hex[:8]}"
         self._kv = kv
         self._node_id = node_id
@@ -61,15 +62,22 @@ class NodeWorker:
         self._state: dict[str, Any] = {"membership": Membership().to_wire(), "datasets": {}}
         self.metrics = Metrics()
         self._peers = Peers(
-            PeerPool(token.decode()), Membership(), self_id=self.id, refresh=self._newer_membership
+            PeerPool(token.decode(), tls=settings.tls),
+            Membership(),
+            self_id=self.id,
+            refresh=self._newer_membership,
         )
         self.engine = Engine(self._peers, self.metrics)
         self._service = EngineService(self.engine, lambda: self._state)
         self._gate = Gate(
-            token.decode(), others=_tokens_of_ray(), keys=signing.read(kv), renew=partial(signing.read, kv)
+            token.decode(), others=settings.ray_tokens, keys=signing.read(kv), renew=partial(signing.read, kv)
         )
         self._server = FlightServer(
-            address, actions=self._service.actions, stream=self._service.stream, gate=self._gate
+            address,
+            actions=self._service.actions,
+            stream=self._service.stream,
+            gate=self._gate,
+            tls=settings.tls,
         )
         self._mounts = NodeMounts(
             node_id, token.decode(), self._server.address, self._addresses_of_others, mounter
@@ -233,9 +241,3 @@ class NodeWorker:
                 self._gate.take(signing.read(self._kv))
                 self._state = cluster_state.without_secrets(state)
                 self._peers.update(membership)
-
-
-def _tokens_of_ray() -> tuple[str, ...]:
-    """The token that this Ray cluster's own processes present to one another, if they do: who has it may everything."""
-    token = Settings.from_environ().ray_token
-    return (token,) if token else ()

@@ -9,6 +9,7 @@ from raycache.actors import cluster_state
 from raycache.client import ClusterState
 from raycache.errors import ClusterUnavailableError, RaycacheError, WorkerUnavailableError
 from raycache.flight import PeerPool
+from raycache.settings import Settings
 
 ATTEMPTS = 3
 """Workers that are asked for a newer state before the client goes on with the one it has."""
@@ -34,7 +35,7 @@ class StateOverFlight:
         self._seeds = seeds
         self._known: list[str] = []
         self._token = token
-        self._pool = PeerPool(token)
+        self._pool = PeerPool(token, tls=Settings.from_environ().tls)
 
     def __call__(self, known_epoch: int) -> ClusterState | None:
         failure: RaycacheError | None = None

@@ -40,6 +40,7 @@ from raycache.flight import PeerPool
 from raycache.invalidations import NONE, Invalidations
 from raycache.membership import Membership, Worker
 from raycache.metrics import Metrics
+from raycache.settings import Settings, TlsFiles
 from raycache.spec import ResolvedDataset
 from raycache.store import LocalFile, StoreView
 from raycache.ufs import DatasetSource
@@ -59,12 +60,14 @@ class ClusterState:
         datasets: the datasets, by name. From inside the cluster they carry the store's credentials.
         token: bearer token of the data plane; kept out of `repr`.
         invalidations: names that were declared changed, up to the epoch of the membership.
+        tls: files for TLS with the workers. Default: as the environment of this process says.
     """
 
     membership: Membership
     datasets: Mapping[str, ResolvedDataset]
     token: str = field(default="", repr=False)
     invalidations: Invalidations = NONE
+    tls: TlsFiles | None = field(default_factory=lambda: Settings.from_environ().tls)
 
 
 class Client:
@@ -114,7 +117,7 @@ class Client:
         self.peers = (
             engine.peers
             if engine is not None
-            else Peers(PeerPool(state.token), state.membership, refresh=self._fetch_membership)
+            else Peers(PeerPool(state.token, tls=state.tls), state.membership, refresh=self._fetch_membership)
         )
 
     def __repr__(self) -> str:

@@ -21,6 +21,8 @@ from raycache.errors import (
     WorkerUnavailableError,
     from_wire,
 )
+from raycache.flight.tls import client_options
+from raycache.settings import TlsFiles
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +35,20 @@ class FlightPeer:
     Args:
         address: `host:port`.
         token: what the worker asks for; "" if it asks for none. Never shown in an error or a repr.
+        tls: files for TLS; None speaks in clear.
         connect_timeout_s: seconds after which an address that does not answer counts as gone.
     """
 
-    def __init__(self, address: str, token: str = "", *, connect_timeout_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        token: str = "",
+        *,
+        tls: TlsFiles | None = None,
+        connect_timeout_s: float = 2.0,
+    ) -> None:
         self.address = address
+        self._tls = tls
         self._headers = [(b"authorization", wire.bearer(token))] if token else []
         milliseconds = max(1, int(connect_timeout_s * 1000))
         options = [
@@ -50,7 +61,8 @@ class FlightPeer:
             ("grpc.use_local_subchannel_pool", 1),
         ]
         try:
-            self._client = fl.connect(f"grpc://{address}", generic_options=options)
+            scheme = "grpc" if tls is None else "grpc+tls"
+            self._client = fl.connect(f"{scheme}://{address}", generic_options=options, **client_options(tls))
         except (pa.ArrowException, OSError) as error:
             raise WorkerUnavailableError("not a usable worker address", where=address) from error
         self._watch = _Watch()
@@ -166,7 +178,12 @@ class FlightPeer:
         what = "the connection to the worker failed"
         if isinstance(error, fl.FlightTimedOutError | fl.FlightCancelledError):
             what = f"the worker {late}"
-        return WorkerUnavailableError(what, where=self.address)
+        hint = (
+            ""
+            if self._tls is None
+            else "this process speaks TLS: does the worker, with a certificate of that CA?"
+        )
+        return WorkerUnavailableError(what, where=self.address, hint=hint)
 
 
 class _Watch:

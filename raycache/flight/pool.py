@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raycache.errors import WorkerUnavailableError
+from raycache.flight.tls import stamp
 
 if TYPE_CHECKING:
     from raycache.flight.client import FlightPeer
+    from raycache.settings import TlsFiles
 
 FIRST_BACKOFF_S = 0.5
 """Seconds a worker is left alone after its first failure; doubled by each further one."""
@@ -34,6 +36,7 @@ class PeerPool:
 
     Args:
         token: for all workers.
+        tls: files for TLS with all workers; None speaks in clear.
         connect_timeout_s: as for `FlightPeer`.
         clock: seconds, monotonic; replaced by tests.
     """
@@ -42,14 +45,18 @@ class PeerPool:
         self,
         token: str = "",
         *,
+        tls: TlsFiles | None = None,
         connect_timeout_s: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._token = token
+        self._tls = tls
         self._connect_timeout_s = connect_timeout_s
         self._clock = clock
         self._lock = threading.Lock()
         self._peers: dict[str, FlightPeer] = {}
+        self._stamps: dict[str, tuple[int, ...]] = {}
+        self._retired: list[FlightPeer] = []
         self._troubles: dict[str, _Trouble] = {}
         self._closed = False
 
@@ -62,8 +69,11 @@ class PeerPool:
             if peer is None:
                 from raycache.flight.client import FlightPeer  # loads pyarrow
 
-                peer = FlightPeer(address, self._token, connect_timeout_s=self._connect_timeout_s)
+                peer = FlightPeer(
+                    address, self._token, tls=self._tls, connect_timeout_s=self._connect_timeout_s
+                )
                 self._peers[address] = peer
+                self._stamps[address] = stamp(self._tls)
             return peer
 
     def mark_down(self, address: str) -> None:
@@ -76,6 +86,7 @@ class PeerPool:
             trouble = self._troubles.setdefault(address, _Trouble(0, now))
             if now < trouble.until:
                 return
+            self._retire(address)
             trouble.until = now + min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0**trouble.failures)
             trouble.failures += 1
 
@@ -94,6 +105,8 @@ class PeerPool:
         """Close the connections to addresses whose workers left."""
         with self._lock:
             gone = [self._peers.pop(address) for address in addresses if address in self._peers]
+            if self._closed:
+                gone += self._retired
             for address in addresses:
                 self._troubles.pop(address, None)
         for peer in gone:
@@ -105,3 +118,9 @@ class PeerPool:
             self._closed = True
             known = list(self._peers)
         self.forget(known)
+
+    def _retire(self, address: str) -> None:
+        """Connect anew the next time if the files for TLS have changed. Streams of the old connection go on. Locked."""
+        peer = self._peers.get(address)
+        if peer is not None and self._stamps[address] != stamp(self._tls):
+            self._retired.append(self._peers.pop(address))

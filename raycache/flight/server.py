@@ -14,6 +14,8 @@ from raycache import wire
 from raycache.access import Caller, Gate
 from raycache.errors import AccessDeniedError, RaycacheError, WorkerUnavailableError, to_wire
 from raycache.flight._sockets import cut_connections, format_address
+from raycache.flight.tls import server_options
+from raycache.settings import TlsFiles
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +45,12 @@ class FlightServer:
             they are, without a copy, and must not change until it was sent. The iterator's `close`, if it
             has one, is called when the stream ends, also when the reader leaves early.
         gate: who may call; None accepts everyone.
+        tls: files for TLS; None speaks in clear.
         advertise: host that others reach this one by, if it is not `host` (`0.0.0.0`, a container).
 
     Raises:
         RaycacheError: the port cannot be bound.
+        SpecError: a file for TLS cannot be read, or is not what it should be.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class FlightServer:
         actions: Mapping[str, Action],
         stream: Stream,
         gate: Gate | None = None,
+        tls: TlsFiles | None = None,
         advertise: str = "",
     ) -> None:
         self._host = host
@@ -66,18 +71,16 @@ class FlightServer:
         self._open = False
         self._lock = threading.Lock()
         self._closed = False
+        location = fl.Location.for_grpc_tcp if tls is None else fl.Location.for_grpc_tls
+        options = {"middleware": {_GATE: _GateFactory(self._gate)}, **server_options(tls)}
         try:
-            self._server = _Server(
-                fl.Location.for_grpc_tcp(host, port),
-                self._act,
-                self._blocks,
-                middleware={_GATE: _GateFactory(self._gate)},
-            )
+            self._server = _Server(location(host, port), self._act, self._blocks, options)
         except (pa.ArrowException, OSError) as error:
             raise RaycacheError(
                 "cannot listen on this address",
                 where=format_address(host, port),
-                hint="choose a free port, or 0 to let the system choose",
+                hint="choose a free port, or 0 to let the system choose"
+                + ("" if tls is None else "; or look at the files for TLS: are certificate and key a pair?"),
             ) from error
         self.port: int = self._server.port
         """The port it listens on."""
@@ -180,12 +183,12 @@ class _Server(fl.FlightServerBase):  # type: ignore[misc]  # pyarrow is untyped
         location: fl.Location,
         act: Callable[[Caller, str, str, pa.Buffer], bytes],
         blocks: Callable[[Caller, str, bytes], Iterator[tuple[pa.RecordBatch, bytes]]],
-        middleware: dict[str, fl.ServerMiddlewareFactory],
+        options: dict[str, Any],
     ) -> None:
         # Set first: the base class serves as soon as it is constructed.
         self._act = act
         self._blocks = blocks
-        super().__init__(location, middleware=middleware)
+        super().__init__(location, **options)
 
     def do_action(self, context: fl.ServerCallContext, action: fl.Action) -> Iterator[fl.Result]:
         answer = self._act(_caller(context), context.peer(), action.type, action.body)
