@@ -25,13 +25,14 @@ Python code already catches, so `except FileNotFoundError` keeps working.
      │   └─ NotMountedError     (EINVAL)             raycache has nothing mounted there
      ├─ ClusterUnavailableError (ConnectionError)    no coordinator, or no Ray cluster, answers
      ├─ WorkerUnavailableError  (ConnectionError)    a worker does not answer; retryable
+     ├─ ElsewhereError                               other workers have the blocks; between workers only
      └─ OperationFailedError    (RuntimeError)       a load or an apply ended without doing all its work
 """
 
 from __future__ import annotations
 
 import errno as _errno
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 
@@ -180,6 +181,20 @@ class WorkerUnavailableError(RaycacheError, ConnectionError):
 
     errno = _errno.EHOSTUNREACH
     retryable = True
+
+
+class ElsewhereError(RaycacheError):
+    """Other workers have the blocks, and can be asked for them. `where` holds their ids; no reader ever sees this."""
+
+    @classmethod
+    def at(cls, workers: Iterable[str]) -> ElsewhereError:
+        """The error that names these workers, by their ids."""
+        return cls("other workers have the blocks", where=" ".join(workers))
+
+    @property
+    def workers(self) -> list[str]:
+        """Ids of the workers, to be asked in this order."""
+        return self.where.split()
 
 
 class OperationFailedError(RaycacheError, RuntimeError):

@@ -104,6 +104,10 @@ class StreamTicket:
         hops: workers the request has passed already; one with `hops >= MAX_HOPS` must not be forwarded.
         epoch: the membership that the asker knows: who is asked hears of it before he decides where to look.
         held: only what the worker has: it asks nobody, and ends with an error where something is missing.
+        arriving: with `held`, also what is on its way to it; meanwhile it may send empty blocks, as a sign of life.
+        asker: id of the worker that asks, and keeps what it gets; "" for a client.
+        shares: other workers may be named to the asker instead (ElsewhereError).
+        missed: ids of those that were, and could not give the blocks.
     """
 
     version: ObjectVersion
@@ -111,6 +115,10 @@ class StreamTicket:
     hops: int = 0
     epoch: int = 0
     held: bool = False
+    arriving: bool = False
+    asker: str = ""
+    shares: bool = False
+    missed: tuple[str, ...] = ()
 
     def to_wire(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -120,6 +128,10 @@ class StreamTicket:
             "hops": self.hops,
             "epoch": self.epoch,
             "held": self.held,
+            "arriving": self.arriving,
+            "asker": self.asker,
+            "shares": self.shares,
+            "missed": list(self.missed),
         }
 
     @classmethod
@@ -146,7 +158,11 @@ class StreamTicket:
         epoch = data.get("epoch", 0)
         if type(epoch) is not int:
             raise RaycacheError("a stream ticket has an epoch that is no number", where=version.path)
-        return cls(version, range(start, stop), hops, epoch, bool(data.get("held", False)))
+        missed, asker = data.get("missed", []), data.get("asker", "")
+        if not isinstance(missed, list) or not all(isinstance(id, str) for id in (*missed, asker)):
+            raise RaycacheError("a stream ticket names workers by what is no id", where=version.path)
+        held, arriving, shares = (bool(data.get(name, False)) for name in ("held", "arriving", "shares"))
+        return cls(version, range(start, stop), hops, epoch, held, arriving, asker, shares, tuple(missed))
 
 
 def version_from_wire(data: object) -> ObjectVersion:

@@ -13,7 +13,7 @@ from contextlib import closing
 
 from raycache import metrics as m
 from raycache.blocks import MiB, ObjectVersion
-from raycache.engine import Peers
+from raycache.engine import Peers, pull
 from raycache.errors import (
     AccessDeniedError,
     RaycacheError,
@@ -101,7 +101,8 @@ class FarReader:
         for worker in self._peers.owners(version, version.segment_of(block)):
             if self._peers.pool.is_down(worker.address) and self._source is not None:
                 continue
-            stream = (data for _, data in self._peers.stream_blocks(worker, version, range(block, stop)))
+            found = pull(self._peers, worker, version, range(block, stop), self._metrics)
+            stream = (data for _, data in found)
             try:
                 data = next(stream, None)
             except StaleObjectError:

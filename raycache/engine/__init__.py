@@ -5,6 +5,7 @@ from raycache.engine.holdings import MAX_ROOTS, Held, segment_size
 from raycache.engine.leaving import Leaving
 from raycache.engine.metadata import Dated, MetadataCache, ttl_from_wire
 from raycache.engine.peers import Peers
+from raycache.engine.pulling import pull
 from raycache.engine.service import EngineService, ensure_to_wire
 from raycache.engine.volume import Volume, metadata_ttl
 
@@ -21,6 +22,7 @@ __all__ = [
     "Volume",
     "ensure_to_wire",
     "metadata_ttl",
+    "pull",
     "segment_size",
     "ttl_from_wire",
 ]

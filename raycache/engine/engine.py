@@ -11,12 +11,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from typing import Any, NamedTuple
 
 import crc32c
 
 from raycache import metrics as m
 from raycache.blocks import FileInfo, ObjectVersion, runs
+from raycache.engine import held
 from raycache.engine.fetch import FETCH_SIZE, STORE_PARALLEL, Fetched, Fetcher
 from raycache.engine.metadata import Dated, ttl_from_wire
 from raycache.engine.peers import Peers
@@ -332,23 +334,14 @@ class Engine:
         found = [block for block in blocks if present[block]]
         return list(runs(found, max(1, len(found))))
 
-    def stream_held(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
-        """Blocks out of the local store, in order, each with its CRC32C. Nobody else is asked for one.
-
-        Raises:
-            RaycacheError: one of them is not there, or not any more.
-        """
+    def stream_held(
+        self, version: ObjectVersion, blocks: range, arriving: bool = False
+    ) -> Iterator[tuple[int, memoryview]]:
+        """Blocks out of the local store, as `held.stream`; with `arriving`, also those that are on their way to it."""
         store = self.volume(version.dataset).store
-        gone = RaycacheError("the worker does not have the blocks", where=f"{version.dataset}/{version.path}")
-        if store.absent(version, blocks):
-            raise gone
-        with store.fill(version, secondary=True) as filling:  # primary stays primary
-            for block in blocks:
-                try:
-                    found = filling.read(block)
-                except IntegrityError as error:
-                    raise gone from error
-                yield found
+        if not arriving:
+            return held.stream(store, version, blocks)
+        return held.stream(store, version, blocks, partial(self._fetcher.arriving, version))
 
     def take(self, version: ObjectVersion, blocks: range, source: str) -> Taken:
         """Take over blocks from a worker that leaves, as their owner, unless something would have to go for them.

@@ -26,6 +26,7 @@ import crc32c
 from raycache import metrics as m
 from raycache.blocks import MiB, ObjectVersion, runs
 from raycache.engine.peers import Peers
+from raycache.engine.pulling import pull
 from raycache.engine.volume import Volume
 from raycache.errors import (
     CacheFullError,
@@ -121,6 +122,12 @@ class Fetcher:
                 futures = [waiting[block] for block in part]
                 self._start(volume, version, part, futures, others[version.segment_of(part.start)])
         return waiting
+
+    def arriving(self, version: ObjectVersion, block: int) -> Future[Fetched] | None:
+        """What resolves when a block arrives, if it is on its way here."""
+        with self._lock:
+            keys = ((version.object_id, block, of_peers) for of_peers in (True, False))
+            return next((future for key in keys if (future := self._inflight.get(key)) is not None), None)
 
     def close(self) -> None:
         """Stop: what is queued is cancelled, what is in flight is waited for."""
@@ -242,7 +249,10 @@ class Fetcher:
     def _from_peer(
         self, version: ObjectVersion, run: range, worker: Worker, filling: Filling, held: bool = False
     ) -> Iterator[tuple[int, Fetched]]:
-        stream = self._peers.stream_blocks(worker, version, run, hops=1, held=held)
+        if held:
+            stream = self._peers.stream_blocks(worker, version, run, hops=1, held=True)
+        else:
+            stream = pull(self._peers, worker, version, run, self._metrics, hops=1)
         for block, (crc, data) in zip(run, stream, strict=True):
             self._metrics.add(m.PEER_BYTES, len(data))
             yield block, self._keep(version, range(block, block + 1), filling, data, [crc])[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from raycache.blocks import ObjectVersion
@@ -194,6 +194,11 @@ class Peers:
             ) from None
         return [range(max(r.start, blocks.start), min(r.stop, blocks.stop)) for r in found]
 
+    def reachable(self, id: str) -> bool:
+        """Whether a worker is known, and has not failed to answer lately."""
+        worker = self._membership.worker(id)
+        return worker is not None and not self.pool.is_down(worker.address)
+
     def directory_owners(self, dataset: str, directory: str) -> list[Worker]:
         """Workers that keep a directory's listing, its owner first; those that are down come last."""
         membership = self._membership
@@ -236,21 +241,45 @@ class Peers:
         return answer
 
     def stream_blocks(
-        self, worker: Worker, version: ObjectVersion, blocks: range, hops: int = 0, held: bool = False
+        self,
+        worker: Worker,
+        version: ObjectVersion,
+        blocks: range,
+        hops: int = 0,
+        held: bool = False,
+        *,
+        arriving: bool = False,
+        shares: bool = False,
+        missed: Sequence[str] = (),
     ) -> Iterator[tuple[int, memoryview]]:
-        """Blocks from a worker, each with its CRC32C, which has been checked; with `held`, only what it has.
+        """Blocks from a worker, each with its CRC32C, which has been checked.
 
-        Closing the generator cancels what has not arrived. Raises as `call` does, and IntegrityError for a
-        block whose bytes do not match its checksum, or whose length is wrong.
+        Closing the generator cancels what has not arrived. The arguments are those of `StreamTicket`.
+
+        Raises:
+            As `call` does, and IntegrityError for a block whose bytes do not match its checksum, or whose length is
+            wrong; with `shares`, ElsewhereError.
         """
-        ticket = StreamTicket(version, blocks, hops, self._membership.epoch, held).to_wire()
+        ticket = StreamTicket(
+            version,
+            blocks,
+            hops,
+            self._membership.epoch,
+            held,
+            arriving,
+            asker=self.self_id,
+            shares=shares,
+            missed=tuple(missed),
+        ).to_wire()
         timeout_s = HELD_TIMEOUT_S if held else STREAM_TIMEOUT_S
         expected = iter(blocks)
         arrived = 0
         try:
             for crc, data in self.pool.get(worker.address).stream(ticket, timeout_s):
-                block = next(expected, None)
                 view = memoryview(data).cast("B")
+                if arriving and not len(view):
+                    continue
+                block = next(expected, None)
                 if block is None or len(view) != version.block_extent(block).length:
                     raise IntegrityError("a worker sent blocks that were not asked for", where=worker.address)
                 yield crc, view

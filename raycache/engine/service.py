@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+from raycache import metrics as m
 from raycache import wire
 from raycache.blocks import ObjectVersion, clean_path
 from raycache.engine import holdings
 from raycache.engine.engine import Engine, Keep
 from raycache.engine.metadata import ttl_to_wire
-from raycache.errors import RaycacheError
+from raycache.engine.tracker import Tracker
+from raycache.errors import ElsewhereError, RaycacheError
 
 Answer = dict[str, Any]
 
@@ -30,6 +33,7 @@ class EngineService:
         self._engine = engine
         self._state = state
         self._started = time.time()
+        self.tracker = Tracker(engine.peers.reachable)
 
     @property
     def actions(self) -> Mapping[str, Callable[[dict[str, Any]], Answer]]:
@@ -56,9 +60,27 @@ class EngineService:
         """The blocks a ticket asks for, each with its CRC32C. Raises what `Engine.stream` raises."""
         request = wire.StreamTicket.from_wire(ticket)
         if request.held:
-            return self._engine.stream_held(request.version, request.blocks)
+            return self._counted(self._engine.stream_held(request.version, request.blocks, request.arriving))
         self._engine.peers.catch_up(request.epoch)
-        return self._engine.stream(request.version, request.blocks, hop=request.hops > 0)
+        return self._as_owner(request)
+
+    def _as_owner(self, request: wire.StreamTicket) -> Iterator[tuple[int, memoryview]]:
+        version, blocks = request.version, request.blocks
+        asker = request.asker if self._engine.peers.membership.worker(request.asker) else ""
+        if request.missed:
+            self.tracker.missed(version.object_id, blocks, request.missed)
+        shares = request.shares and not request.missed
+        with self.tracker.request(version.object_id, blocks, asker, shares) as named:
+            if named:
+                self._engine.metrics.add(m.REDIRECTS)
+                raise ElsewhereError.at(named)
+            yield from self._counted(self._engine.stream(version, blocks, hop=request.hops > 0))
+
+    def _counted(self, found: Iterator[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
+        with closing(found):  # type: ignore[type-var]  # a generator: what it holds is given up with it
+            for crc, data in found:
+                yield crc, data
+                self._engine.metrics.add(m.SENT_BYTES, len(data))
 
     def usage(self) -> Answer:
         """Tiers, counters and totals of this worker, by dataset."""

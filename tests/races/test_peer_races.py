@@ -137,7 +137,7 @@ def test_stream_of_a_worker_whose_dataset_is_detached_meanwhile(
 def test_two_workers_both_fetch_when_their_leader_fails(
     workers: Workers, version: ObjectVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The owner's fetch fails under those who wait for it on other nodes: each of them asks the store itself."""
+    """The owner's fetch fails under those who wait for it on other nodes: they have it from elsewhere."""
     number = workers.owner_of(version)
     owner = workers.nodes[number]
     others = [node for node in workers.nodes if node is not owner]
@@ -154,4 +154,4 @@ def test_two_workers_both_fetch_when_their_leader_fails(
         assert filling.result()
     for node in others:
         assert node.engine.cached_bytes(version) == BLOCK
-        assert node.metrics.snapshot()[m.FALLBACKS] >= 1
+    assert sum(node.metrics.snapshot().get(m.FALLBACKS, 0) for node in others) >= 1

@@ -165,8 +165,8 @@ class Node:
         self.store = open_store([root / str(number)], dataset, quota, self.metrics)
         self.engine.attach(dataset, self.store)
         self.spy = Spy(self.engine, dataset.name)
-        service = EngineService(self.engine, dict)
-        self.server = FlightServer("127.0.0.1", actions=service.actions, stream=service.stream)
+        self.service = EngineService(self.engine, dict)
+        self.server = FlightServer("127.0.0.1", actions=self.service.actions, stream=self.service.stream)
         self.server.start()
         self.worker = Worker(
             id=f"worker-{number}",

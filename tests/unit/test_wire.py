@@ -80,3 +80,13 @@ def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token: str) ->
     with pytest.raises(RaycacheError) as caught:
         wire.bearer(token)
     assert token not in str(caught.value)
+
+
+def test_a_ticket_carries_who_asks_and_who_could_not_give() -> None:
+    ticket = StreamTicket(
+        VERSION, range(1, 3), arriving=True, held=True, asker="w", shares=True, missed=("x",)
+    )
+    assert StreamTicket.from_wire(ticket.to_wire()) == ticket
+    for change in ({"asker": 1}, {"missed": "x"}, {"missed": [None]}):
+        with pytest.raises(RaycacheError, match="no id"):
+            StreamTicket.from_wire(ticket.to_wire() | change)
