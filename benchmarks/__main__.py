@@ -14,6 +14,7 @@ MORE = (
     "kills",
     "simulate",
     "locality",
+    "broadcast",
 )  # only when named: two need root, two take minutes (one matplotlib)
 
 
