@@ -181,7 +181,7 @@ class Bench:
         sent = [[round(each / size, 3) for each in one["sent"]] for one in counted]
         return {
             "store_bytes": max(round(one["store"] / size, 4) for one in counted),
-            "sent_by_each": [statistics.median(each) for each in zip(*sent, strict=True)],
+            "sent_by_each": [round(statistics.median(each), 3) for each in zip(*sent, strict=True)],
             "cpu_busy": round(statistics.median(one["cpu"] for one in counted), 2),
         }
 
