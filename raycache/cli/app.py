@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from raycache import __version__
-from raycache.cli import cluster, demo, loads, mount, resources, runner, scaling, tokens
+from raycache.cli import cluster, demo, loads, mount, resources, runner, scaling, tokens, webhook
 from raycache.cli.backend import Backend
 from raycache.cli.failures import EXIT_STATUS_HELP, Exit, explained, silence_stdout
 
@@ -89,6 +89,7 @@ def _make() -> typer.Typer:
     program.add_typer(tokens.app, name="token")
     program.command()(mount.mount)
     program.command()(mount.unmount)
+    program.command()(webhook.webhook)
     # What follows the first word is the command's, dashes and all.
     program.command(context_settings={"allow_interspersed_args": False})(runner.run)
     program.command()(demo.demo)
