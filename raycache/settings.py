@@ -44,6 +44,9 @@ class Settings:
         cache_home: `$XDG_CACHE_HOME/raycache` (the same), where a mount without a cluster caches unless told otherwise.
         runtime_dir: `$XDG_RUNTIME_DIR` (the same), for what ends with the session; "" where there is none.
         log_level: `RAYCACHE_LOG_LEVEL`.
+        memory_threshold: `RAY_memory_usage_threshold`: share of the memory in use above which Ray kills.
+        memory_min_free: `RAY_min_memory_free_bytes`: bytes that Ray lets be used up to, if that is more; -1: not set.
+        yields: `RAYCACHE_MEMORY_YIELD`: whether memory tiers shrink while others need the memory; `0`: they do not.
     """
 
     address: str = ""
@@ -56,6 +59,9 @@ class Settings:
     cache_home: str = ""
     runtime_dir: str = ""
     log_level: str = "WARNING"
+    memory_threshold: float = 0.95
+    memory_min_free: int = -1
+    yields: bool = True
 
     @property
     def ray_tokens(self) -> tuple[str, ...]:
@@ -80,7 +86,18 @@ class Settings:
             ),
             runtime_dir=environ.get("XDG_RUNTIME_DIR", ""),
             log_level=environ.get("RAYCACHE_LOG_LEVEL", "WARNING").upper(),
+            memory_threshold=_number(environ, "RAY_memory_usage_threshold", 0.95),
+            memory_min_free=int(_number(environ, "RAY_min_memory_free_bytes", -1)),
+            yields=environ.get("RAYCACHE_MEMORY_YIELD", "1") != "0",
         )
+
+
+def _number(environ: Mapping[str, str], name: str, otherwise: float) -> float:
+    """A number that is meant for Ray, which itself refuses to start with one it cannot read."""
+    try:
+        return float(environ.get(name, otherwise))
+    except ValueError:
+        return otherwise
 
 
 def _tls(environ: Mapping[str, str]) -> TlsFiles | None:

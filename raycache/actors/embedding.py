@@ -39,6 +39,7 @@ def open_embedded(datasets: Sequence[ResolvedDataset], cache_dir: str, quota: in
             volume = volumes.LocalVolume(dataset, metrics)
             engine.volumes_here.append(volume)
             engine.attach(dataset, volume.store)
+            engine.guard.attach(dataset.name, volume.store, volume.memory)
     except BaseException:
         engine.close()
         raise
@@ -71,9 +72,11 @@ class _EmbeddedEngine(Engine):
     def __init__(self, peers: Peers, metrics: Metrics) -> None:
         super().__init__(peers, metrics)
         self.volumes_here: list[volumes.LocalVolume] = []
+        self.guard = volumes.memory_guard(metrics)
 
     def close(self) -> None:
         super().close()
+        self.guard.close()
         for volume in self.volumes_here:
             volume.close("memory")
         self.volumes_here.clear()

@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -68,6 +69,7 @@ class NodeWorker:
             refresh=self._newer_membership,
         )
         self.engine = Engine(self._peers, self.metrics)
+        self._guard = volumes.memory_guard(self.metrics)
         self._service = EngineService(self.engine, lambda: self._state)
         self._gate = Gate(
             token.decode(), others=settings.ray_tokens, keys=signing.read(kv), renew=partial(signing.read, kv)
@@ -108,6 +110,7 @@ class NodeWorker:
             "leaving": {name: one.report().to_wire() for name, one in dict(self._leaving).items()},
             "mounts": self._mounts.report(),
             "memory": host.memory_size(),
+            "yielding": {name: asdict(told) for name, told in self._guard.report().items()},
             "sick_tiers": tier_reports.sick({name: volume.store.usage() for name, volume in volumes.items()}),
         }
 
@@ -189,6 +192,7 @@ class NodeWorker:
             self._closed = True
             self._mounts.close()
             self._server.close()
+            self._guard.close()
             for name in list(self._volumes):
                 self._detach(name, purge)
             self.engine.close()
@@ -207,10 +211,12 @@ class NodeWorker:
             volume = LocalVolume(dataset, self.metrics)
         self.engine.attach(dataset, volume.store)
         self._volumes[dataset.name] = volume
+        self._guard.attach(dataset.name, volume.store, volume.memory)
         log.info("dataset %s (generation %d) attached", dataset.name, dataset.generation)
 
     def _detach(self, name: str, purge: Purge) -> None:
         volume = self._volumes.pop(name)
+        self._guard.detach(name)
         leaving = self._leaving.pop(name, None)
         if leaving is not None:
             leaving.stop()

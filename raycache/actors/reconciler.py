@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from raycache.actors import assignment, cluster_state, mount_reports
+from raycache.actors import assignment, cluster_state, mount_reports, yield_reports
 from raycache.actors import kv as keys
 from raycache.actors.answers import unwrap
 from raycache.actors.assignment import Node
@@ -83,6 +83,7 @@ class Reconciler:
         self.departures = Departures(kv, events)
         """Nodes that are drained, and datasets that are left."""
         self._mount_events = mount_reports.MountEvents(events)
+        self._yield_events = yield_reports.YieldEvents(events)
         self._ticks = 0
         self._thread = threading.Thread(target=self._run, name="raycache-reconciler", daemon=True)
 
@@ -246,6 +247,7 @@ class Reconciler:
             for seat in self.seats():
                 seat.hear(set(ready), now)
         self._mount_events.look(self.seats())
+        self._yield_events.look(self.seats())
         with self._changed:
             wanted = self._wanted
         if wanted is None:
@@ -485,9 +487,9 @@ def ray_drains() -> dict[str, int]:
 
 
 def _memory_quota(dataset: ResolvedDataset, node_memory: int) -> int:
-    """Bytes of a dataset's memory tiers on a node with so much memory."""
+    """Bytes of a dataset's memory tiers on a node with so much memory, to be reserved: none of `quota: auto`."""
     return sum(
         tier.quota if tier.quota is not None else int(node_memory * (tier.quota_ratio or 0.0))
         for tier in dataset.tiers
-        if tier.medium == "MEM"
+        if tier.medium == "MEM" and not tier.auto
     )

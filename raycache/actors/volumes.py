@@ -10,8 +10,9 @@ from typing import Literal
 from raycache.actors import host
 from raycache.errors import RaycacheError, SpecError
 from raycache.metrics import Metrics
+from raycache.settings import Settings
 from raycache.spec import ResolvedDataset, TierSpec, humanize_size
-from raycache.store import Home, LocalStore, TierConfig, claim, sweep
+from raycache.store import Home, LocalStore, MemoryGuard, MemoryReader, TierConfig, claim, sweep, tmpfs
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,11 @@ def quota_of(tier: TierSpec) -> int:
     """
     memory = tier.medium == "MEM"
     size = host.memory_size() if memory else host.disk_size(tier.path)
-    if memory and not (tier.huge_pages and os.geteuid() == 0):
-        size = min(size, host.disk_size(tier.path))  # no tmpfs of its own: it is as large as /dev/shm
+    wanted = int(size * (tier.quota_ratio or 0.0)) if tier.quota is None else tier.quota
+    if memory and wanted <= size and not (tier.huge_pages and os.geteuid() == 0):
+        return _within(tier, wanted, host.disk_size(tier.path))
     if tier.quota is None:
-        return int(size * (tier.quota_ratio or 0.0))
+        return wanted
     if tier.quota > size:
         raise SpecError(
             f"the quota of tier {tier.medium} ({humanize_size(tier.quota)}) is larger than the"
@@ -48,6 +50,33 @@ def quota_of(tier: TierSpec) -> int:
             hint="lower the quota of this level, or give a percentage",
         )
     return tier.quota
+
+
+def _within(tier: TierSpec, quota: int, shared: int) -> int:
+    """The quota of a memory tier without a filesystem of its own, where shared memory of `shared` bytes is.
+
+    Raises:
+        SpecError: it was given in bytes, and is larger.
+    """
+    if quota <= shared:
+        return quota
+    there = f"the memory filesystem at {tier.path} ({humanize_size(shared)})"
+    hint = f"mount a larger one at {tier.path} (docker: --shm-size; Kubernetes: emptyDir with medium: Memory)"
+    if tier.quota is not None:
+        raise SpecError(
+            f"the quota of tier MEM ({humanize_size(quota)}) is larger than {there}, and the worker may not mount"
+            " one of its own",
+            where=tier.path,
+            hint=f"{hint}, or lower the quota",
+        )
+    log.warning(
+        "the tier MEM uses %s instead of %s: no more fits in %s; %s",
+        humanize_size(shared),
+        humanize_size(quota),
+        there,
+        hint,
+    )
+    return shared
 
 
 def check(dataset: ResolvedDataset) -> dict[str, int]:
@@ -98,8 +127,17 @@ class LocalVolume:
         return [tier.path for tier in self.tiers]
 
     @property
+    def memory(self) -> dict[str, bool]:
+        """The tiers whose bytes take memory, by directory, and whether the quota is `auto`."""
+        return {
+            config.path: tier.auto
+            for config, tier in zip(self.tiers, self.dataset.tiers, strict=True)
+            if tier.medium == "MEM" and tmpfs.holds(config.path)
+        }
+
+    @property
     def weight(self) -> int:
-        """Bytes it may hold."""
+        """Bytes it may hold, as configured: what memory pressure takes for a while moves no data between workers."""
         return sum(tier.quota for tier in self.tiers)
 
     def resize(self, dataset: ResolvedDataset) -> bool:
@@ -134,7 +172,8 @@ class LocalVolume:
                 size = quota + _MOUNT_SLACK
                 if grow_only:  # the store evicts before its filesystem shrinks below what is in it
                     size = max(size, host.disk_size(home.path) if os.path.ismount(home.path) else 0)
-                home.mount_huge_pages(size)
+                if not home.mount_huge_pages(size):
+                    quota = _within(tier, quota, host.disk_size(home.path))
             configs.append(TierConfig(tier.medium, home.path, quota, tier.high, tier.low, tier.huge_pages))
         return configs
 
@@ -146,6 +185,13 @@ class LocalVolume:
                 home.close(purge=gone)
             except RaycacheError as error:
                 log.warning("%s is not cleaned up: %s", home.path, error)
+
+
+def memory_guard(metrics: Metrics) -> MemoryGuard:
+    """Who watches over the memory tiers of this process, with the thresholds that Ray has in its environment."""
+    settings = Settings.from_environ()
+    reader = MemoryReader(settings.memory_threshold, settings.memory_min_free)
+    return MemoryGuard(reader.read, metrics, enabled=settings.yields)
 
 
 def sweep_left(dataset: ResolvedDataset, purge: Purge) -> list[str]:

@@ -56,7 +56,7 @@ def tier_of(text: str) -> TierSpec:
     """The tier that `--tier MEDIUM:PATH:QUOTA` means. Raises SpecError."""
     from raycache.spec import TierSpec
     from raycache.spec.quantities import parse_quota
-    from raycache.spec.resolve import MEDIA
+    from raycache.spec.resolve import AUTO_SHARE, MEDIA
 
     word, _, rest = text.partition(":")
     path, _, amount = rest.rpartition(":")
@@ -71,8 +71,15 @@ def tier_of(text: str) -> TierSpec:
         quota = parse_quota(amount)
     except SpecError as error:
         raise SpecError(error.what, where=f"--tier {text}", hint=error.hint) from None
+    if quota.auto and medium != "MEM":
+        raise SpecError("auto is for MEM only", where=f"--tier {text}", hint="give a size, or a percentage")
     return TierSpec(
-        medium=medium, path=path, quota=quota.size, quota_ratio=quota.ratio, huge_pages=medium == "MEM"
+        medium=medium,
+        path=path,
+        quota=quota.size,
+        quota_ratio=AUTO_SHARE if quota.auto else quota.ratio,
+        auto=quota.auto,
+        huge_pages=medium == "MEM",
     )
 
 

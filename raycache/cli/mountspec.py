@@ -152,6 +152,12 @@ def tiers_of(wishes: Wishes) -> list[TierSpec]:
         quota = parse_quota(wishes.cache_size or DEFAULT_SIZE)
     except SpecError as error:
         raise SpecError(error.what, where=f"--cache-size {wishes.cache_size}", hint=error.hint) from None
+    if quota.auto:
+        raise SpecError(
+            "auto is for memory only",
+            where=f"--cache-size {wishes.cache_size}",
+            hint="give a size, or a percentage of the disk",
+        )
     return [TierSpec(medium="SSD", path=directory, quota=quota.size, quota_ratio=quota.ratio)]
 
 

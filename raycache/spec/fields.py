@@ -62,7 +62,7 @@ Size = Annotated[int, *_scalar(quantities.parse_size, quantities.format_size, "q
 Duration = Annotated[float, *_scalar(quantities.parse_duration, quantities.format_duration, "duration")]
 """Seconds; a Go duration in YAML."""
 Ratio = Annotated[float, *_scalar(quantities.parse_ratio, quantities.format_ratio, "ratio")]
-Quota = Annotated[quantities.Quota, *_scalar(quantities.parse_quota, str, "quantity or percentage")]
+Quota = Annotated[quantities.Quota, *_scalar(quantities.parse_quota, str, "quantity, percentage or `auto`")]
 Name = Annotated[str, AfterValidator(names.check_name), TypeName("string (DNS-1123 subdomain)")]
 Namespace = Annotated[str, AfterValidator(names.check_namespace), TypeName("string (DNS-1123 label)")]
 

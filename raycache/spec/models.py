@@ -241,7 +241,8 @@ class Level(SpecModel):
         " the quota evenly."
     )
     quota: Quota = Field(
-        description="How much to use: `10Gi`, or `20%` of the device (of the node's memory, for `MEM`)."
+        description="How much to use: `10Gi`, or `20%` of the device (of the node's memory, for `MEM`). `auto`, for"
+        " `MEM`: what is spare, up to half of the node's memory, none of it reserved in Ray."
     )
     high: Ratio = Field(default=0.95, description="Share of the quota at which eviction starts.")
     low: Ratio = Field(default=0.7, description="Share of the quota at which eviction stops.")
@@ -272,9 +273,13 @@ class Level(SpecModel):
                 at=("low",),
                 hint="0.7 and 0.95 are usual",
             )
-        if self.quota.ratio is not None and "," in self.path:
+        if self.quota.auto and self.mediumtype != "MEM":
             raise FieldError(
-                "a percentage is of one device, and there are several paths",
+                "auto is for MEM only", at=("quota",), hint="give a size, or a percentage such as 20%"
+            )
+        if self.quota.size is None and "," in self.path:
+            raise FieldError(
+                f"{'auto' if self.quota.auto else 'a percentage'} is of one device, and there are several paths",
                 at=("quota",),
                 hint="write one level per path",
             )

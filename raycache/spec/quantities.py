@@ -192,17 +192,21 @@ def format_duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Quota:
-    """How much of a tier may be used: a number of bytes, or a share of the device. Exactly one is set.
+    """How much of a tier may be used: a number of bytes, a share of the device, or what is spare. Exactly one is set.
 
     Args:
         size: bytes.
         ratio: share of the device's capacity (of the node's memory, for a memory tier), above 0 and up to 1.
+        auto: whether it follows spare memory.
     """
 
     size: int | None = None
     ratio: float | None = None
+    auto: bool = False
 
     def __str__(self) -> str:
+        if self.auto:
+            return "auto"
         if self.size is not None:
             return format_size(self.size)
         text = format(Decimal(repr(self.ratio)) * 100, "f")
@@ -210,7 +214,7 @@ class Quota:
 
 
 def parse_quota(value: object) -> Quota:
-    """A tier's quota: a size (`"10Gi"`), or a percentage (`"20%"`).
+    """A tier's quota: a size (`"10Gi"`), a percentage (`"20%"`), or `"auto"`.
 
     Raises:
         SpecError: neither, or nothing at all (zero).
@@ -218,6 +222,8 @@ def parse_quota(value: object) -> Quota:
     if isinstance(value, Quota):
         return value
     text = _text(value, "quota", "write a size (10Gi) or a percentage of the device (20%)")
+    if text == "auto":
+        return Quota(auto=True)
     if text.endswith("%"):
         ratio = parse_ratio(text)
         quota = Quota(ratio=ratio)

@@ -21,6 +21,10 @@ MEDIA: tuple[Medium, ...] = ("MEM", "SSD", "HDD")
 """Kinds of tier, fastest first."""
 
 
+AUTO_SHARE = 0.5
+"""Share of a node's memory that a tier with `quota: auto` may have at most: what the kernel gives a tmpfs, too."""
+
+
 class _Resolved(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -34,6 +38,10 @@ class TierSpec(_Resolved):
     quota_ratio: float | None = Field(
         default=None,
         description="Share of the device (of the node's memory, for MEM); resolved on the node. None if bytes.",
+    )
+    auto: bool = Field(
+        default=False,
+        description="Whether the quota follows spare memory; `quota_ratio` is then the most it may be.",
     )
     high: float = Field(default=0.95, description="Share of the quota at which eviction starts.")
     low: float = Field(default=0.7, description="Share of the quota at which eviction stops.")
@@ -204,7 +212,8 @@ def _tiers_of(level: Level) -> list[TierSpec]:
             medium=level.mediumtype,
             path=path,
             quota=None if level.quota.size is None else level.quota.size // len(paths),
-            quota_ratio=level.quota.ratio,
+            quota_ratio=AUTO_SHARE if level.quota.auto else level.quota.ratio,
+            auto=level.quota.auto,
             high=level.high,
             low=level.low,
             huge_pages=level.mediumtype == "MEM" and level.huge_pages == "auto",

@@ -11,13 +11,17 @@ from raycache.store.filling import Filling
 from raycache.store.home import Home, claim, sweep
 from raycache.store.local_file import LocalFile, StoreView
 from raycache.store.local_store import LocalStore, ObjectStatus
+from raycache.store.memory import MemoryReader
 from raycache.store.tiers import TierConfig, TierUsage
+from raycache.store.yielding import MemoryGuard
 
 __all__ = [
     "Filling",
     "Home",
     "LocalFile",
     "LocalStore",
+    "MemoryGuard",
+    "MemoryReader",
     "ObjectStatus",
     "StoreView",
     "TierConfig",

@@ -205,6 +205,26 @@ class LocalStore:
             self._space.reclaim(tier)
             self._space.after_write(tier)  # what is in use now leaves later
 
+    def limit(self, path: str, limit: int, *, at_once: bool) -> int:
+        """Let a tier use no more than `limit` bytes for now, or its quota if that is less.
+
+        Args:
+            path: the tier's directory.
+            limit: bytes.
+            at_once: drop what is too much before this returns. Else it is evicted as always, to a lower tier if
+                there is one.
+
+        Returns:
+            Bytes dropped at once.
+        """
+        tier = next(tier for tier in self._space.tiers if tier.path == path)
+        with tier.lock:
+            tier.limit = limit
+        if at_once:
+            return self._space.shed(tier, tier.used - tier.quota) if tier.used > tier.quota else 0
+        self._space.after_write(tier)
+        return 0
+
     def purge(
         self, medium: str | None = None, match: Callable[[ObjectVersion], bool] = lambda version: True
     ) -> int:

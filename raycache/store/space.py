@@ -132,6 +132,24 @@ class Space:
                         return
                     self._release(tier, victim, excess)
 
+    def shed(self, tier: Tier, want: int) -> int:
+        """Free about `want` bytes in no time: drop objects, and move none down; what loads keep goes last.
+
+        Returns:
+            Bytes freed. What is open somewhere is passed by: its memory would not be free before it is closed.
+        """
+        freed = 0
+        for kept in (*(False for _ in range(_PASSES)), True):
+            for victim in self._victims(tier, primaries=True):
+                if freed >= want:
+                    return freed
+                if victim.moving:
+                    with victim.cond:
+                        victim.cancel = True  # of a demotion; the next call drops it
+                elif kept or not self.keeping.of(victim.id):
+                    freed += self.drop(victim, tier=tier)
+        return freed
+
     def make_real_room(self, tier: Tier | None, need: int, error: OSError) -> bool:
         """The device is full although the quota is not (others write there, too): evict about `need` bytes of our own.
         False for other failures, and if there is nothing to evict."""

@@ -55,6 +55,7 @@ class TierUsage:
         state: healthy, unstable or down (see `health`).
         since: when it became so, seconds since the epoch; None if it was never otherwise.
         error: the last error of its device, or "".
+        yielded: bytes by which the quota is smaller than configured, because others need the memory.
     """
 
     medium: str
@@ -65,6 +66,7 @@ class TierUsage:
     state: str = "healthy"
     since: float | None = None
     error: str = ""
+    yielded: int = 0
 
 
 class Tier:
@@ -83,6 +85,8 @@ class Tier:
         self.lock = threading.Lock()
         self.used = 0
         self.files = 0
+        self.limit: int | None = None
+        """Bytes that it may use at most for now, whatever its quota says."""
         self.secondary = make_policy(policy)
         self.primary = make_policy(policy)
         self._evicting = threading.Lock()
@@ -130,18 +134,21 @@ class Tier:
 
     @property
     def quota(self) -> int:
-        """Bytes it may use."""
-        return self.config.quota
+        """Bytes it may use now."""
+        limit = self.limit
+        return self.config.quota if limit is None else min(limit, self.config.quota)
 
     @property
     def high(self) -> int:
         """Bytes above which objects are evicted."""
-        return int(self.config.quota * self.config.high)
+        return int(self.quota * self.config.high)
 
     @property
     def low(self) -> int:
-        """Bytes down to which they are evicted."""
-        return int(self.config.quota * self.config.low)
+        """Bytes down to which they are evicted; little below `high` while the tier has less than its quota."""
+        limited = self.quota < self.config.quota
+        low = max(self.config.low, 2 * self.config.high - 1) if limited else self.config.low
+        return int(self.quota * low)
 
     @contextlib.contextmanager
     def evicting(self) -> Iterator[None]:
@@ -164,7 +171,7 @@ class Tier:
     def take(self, amount: int) -> bool:
         """Reserve bytes, if the quota allows."""
         with self.lock:
-            if self.used + amount > self.config.quota:
+            if self.used + amount > self.quota:
                 return False
             self.used += amount
             return True
@@ -213,8 +220,10 @@ class Tier:
         """How full it is."""
         state, since, error = self.watch.report()
         with self.lock:
+            config, quota = self.config, self.quota
+            yielded = config.quota - quota
             return TierUsage(
-                self.config.medium, self.path, self.config.quota, self.used, self.files, state, since, error
+                config.medium, self.path, quota, self.used, self.files, state, since, error, yielded
             )
 
     def close(self) -> None:

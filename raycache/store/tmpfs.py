@@ -32,6 +32,12 @@ def is_mounted(path: str) -> bool:
     return entry is not None and entry.kind == "tmpfs"
 
 
+def holds(path: str) -> bool:
+    """Whether what is written below `path` takes memory: it lies on a tmpfs, or a ramfs."""
+    entry = mountinfo.mount_of(os.path.realpath(path))
+    return entry is not None and entry.kind in ("tmpfs", "ramfs")
+
+
 def huge_page_size(path: str) -> int:
     """Bytes of a huge page if `path` lies on a tmpfs that uses them, else 0."""
     entry = mountinfo.mount_of(os.path.realpath(path))

@@ -16,6 +16,7 @@ from raycache.flight import PeerPool
 from raycache.membership import Membership
 from raycache.metrics import Metrics
 from raycache.spec import ResolvedDataset, TierSpec
+from raycache.store import Home
 from tests.support.embedded import BLOCK, dataset_of, noise
 from tests.support.raylesscluster import with_tiers
 
@@ -61,6 +62,30 @@ def test_a_percentage_is_of_memory_or_of_the_disk(tmp_path: Path) -> None:
     assert disk == pytest.approx(host.disk_size(str(tmp_path)) / 4, abs=1)
     memory = volumes.quota_of(tier("MEM", Path("/dev/shm"), quota_ratio=0.01, huge_pages=True))
     assert 0 < memory <= host.memory_size() / 100
+
+
+def test_shared_memory_of_a_container_bounds_the_quota(
+    tmp_path: Path,
+    dataset: ResolvedDataset,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A /dev/shm of 64 MiB, and a worker that may not mount: what is asked for in bytes is refused, a share is cut."""
+    monkeypatch.setattr(Home, "mount_huge_pages", lambda self, size: False)
+    monkeypatch.setattr(host, "disk_size", lambda path: 64 * MiB)
+    asked = dataset.model_copy(update={"tiers": [tier("MEM", tmp_path, quota=65 * MiB, huge_pages=True)]})
+    with pytest.raises(SpecError) as raised:
+        LocalVolume(asked, Metrics())
+    assert "(65.00MiB) is larger than the memory filesystem" in raised.value.what
+    assert "64.00MiB" in raised.value.what
+    assert "--shm-size" in raised.value.hint
+    share = dataset.model_copy(
+        update={"tiers": [tier("MEM", tmp_path, quota_ratio=0.5, auto=True, huge_pages=True)]}
+    )
+    volume = LocalVolume(share, Metrics())
+    assert [usage.quota for usage in volume.store.usage()] == [64 * MiB]
+    assert "uses 64.00MiB instead of" in caplog.text
+    volume.close("everything")
 
 
 def test_check_changes_nothing(tmp_path: Path, dataset: ResolvedDataset) -> None:

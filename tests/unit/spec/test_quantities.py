@@ -183,6 +183,11 @@ def test_a_formatted_percentage_reads_back(hundredths: int) -> None:
     assert quota.size is None
 
 
+def test_a_quota_may_follow_spare_memory() -> None:
+    assert q.parse_quota("auto") == q.Quota(auto=True)
+    assert str(q.parse_quota("auto")) == "auto"
+
+
 @pytest.mark.parametrize("text", ["0", "0%", "0Gi", "101%", "", "-5Gi", False])
 def test_a_quota_is_something(text: object) -> None:
     with pytest.raises(SpecError):

@@ -122,6 +122,20 @@ def test_a_quota_holds_at_least_a_block() -> None:
     assert resolve(dataset(rest=", blockSize: 1Mi"), small, {}, []).tiers[0].quota == 3 << 20
 
 
+def test_auto_is_half_of_the_memory_at_most_and_for_memory_only() -> None:
+    def of(medium: str, path: str = "/a") -> CacheRuntime:
+        return runtime(
+            f"{{tieredstore: {{levels: [{{mediumtype: {medium}, path: '{path}', quota: auto}}]}}}}"
+        )
+
+    (tier,) = resolve(dataset(), of("MEM"), {}, []).tiers
+    assert (tier.quota, tier.quota_ratio, tier.auto) == (None, 0.5, True)
+    with pytest.raises(SpecError, match="auto is for MEM only"):
+        of("SSD")
+    with pytest.raises(SpecError, match="auto is of one device"):
+        of("MEM", "/a,/b")
+
+
 def test_secrets_are_looked_up() -> None:
     resolved = resolve(with_secret(), None, secret(), [MEM])
     assert resolved.mounts[0].options == {}
