@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from raycache.api import Admin
-from raycache.errors import RaycacheError
+from raycache.errors import NotFoundError, RaycacheError
 from raycache.fuse import mounts
 from tests.soak.reader import name_of
 from tests.soak.truth import ABSENT, VERSIONS, Truth, content
 from tests.support.s3proxy import Fault, FaultRules, Request
 from tests.support.seaweed import SeaweedS3
+from tests.support.waiting import until
 
 KiB, MiB = 1 << 10, 1 << 20
 
@@ -42,6 +43,9 @@ FAULTS: Sequence[dict[str, Any]] = (
 )
 
 FREEZE_S = 2.0
+
+RESTORE_S = 60.0
+"""Longest wait for a coordinator, which may just have been killed, to take the last orders."""
 
 
 class Faults:
@@ -161,7 +165,7 @@ class Writer:
 
 
 class Killer:
-    """Kills and freezes workers, the coordinator and the mount's server.
+    """Kills and freezes workers, the coordinator and the mount's server; scales the dataset and drains nodes.
 
     Args:
         admin: control of the cluster.
@@ -176,7 +180,9 @@ class Killer:
         self._point = point
         self._random = random.Random(seed)
         self.done: Counter[str] = Counter()
+        self._drained = ""
         self._blows = [self._worker, self._worker, self._frozen_worker, self._coordinator, self._eviction]
+        self._blows += [self._rescale, self._drain]
         if point:
             self._blows += [self._server, self._server]
 
@@ -186,6 +192,11 @@ class Killer:
         if blow():
             self.done[_kind(blow)] += 1
         return self._random.uniform(1.0, 5.0)
+
+    def restore(self) -> None:
+        """All nodes hold the dataset again."""
+        until(self._undrain, "no node is drained", RESTORE_S)
+        until(lambda: self._scale("all"), "all nodes are wanted", RESTORE_S)
 
     @property
     def kinds(self) -> set[str]:
@@ -222,6 +233,41 @@ class Killer:
             self._admin.evict("ds")
         except RaycacheError:
             return False
+        return True
+
+    def _rescale(self) -> bool:
+        return self._scale(self._random.choice([1, 2, 2, "all"]))
+
+    def _scale(self, replicas: int | str) -> bool:
+        try:
+            self._admin.scale("ds", replicas)
+        except RaycacheError:
+            return False
+        return True
+
+    def _drain(self) -> bool:
+        """One node after the other: the one before may hold again."""
+        if self._drained:
+            return self._undrain()
+        try:
+            rows = self._admin.get("workers")
+            nodes = [row["node_id"] for row in rows if row["node_id"] != self._spared]
+            self._drained = self._random.choice(nodes)
+            self._admin.drain(self._drained, timeout_s=10.0, wait=False)
+        except RaycacheError:  # it may have been taken all the same
+            return False
+        return True
+
+    def _undrain(self) -> bool:
+        if not self._drained:
+            return True
+        try:
+            self._admin.undrain(self._drained)
+        except NotFoundError:
+            pass  # the coordinator was killed before it had heard of the drain
+        except RaycacheError:
+            return False
+        self._drained = ""
         return True
 
     def _server(self) -> bool:

@@ -112,6 +112,7 @@ class Soak:
             finally:
                 for action in actions:
                     action.stop()
+                killer.restore()
                 stop.touch()
                 result.readers, problems = collect()
         cache.proxy.fault = None
