@@ -34,6 +34,10 @@ KEEP = "keep"
 """Field of a request that keeps blocks from eviction: loads have it, which the cluster starts."""
 
 
+ASKER = "asker"
+"""Field of a ticket with the id of the worker that asks, to whom others are sent for what it got."""
+
+
 def admit(caller: Caller, action: str, payload: Mapping[str, Any]) -> None:
     """See that a caller may do what he asks for.
 
@@ -54,6 +58,8 @@ def admit(caller: Caller, action: str, payload: Mapping[str, Any]) -> None:
         )
     if payload.get(KEEP):
         raise AccessDeniedError("only loads may keep blocks from eviction", where=action)
+    if payload.get(ASKER):
+        raise AccessDeniedError("only workers may say that they keep what they get", where=action)
     named = datasets_of(payload)
     if (action != STATE and not named) or not caller.may(verb, named):
         where = ", ".join(sorted(named))[:200] or action

@@ -151,6 +151,14 @@ def test_only_loads_keep_blocks(cluster: RaylessCluster, warm: ObjectVersion) ->
             peer.call("ensure", kept)
 
 
+def test_only_workers_are_named_to_others(cluster: RaylessCluster, warm: ObjectVersion) -> None:
+    worker = cluster.membership.workers[0]
+    with FlightPeer(worker.address, token_of(cluster, "*")) as peer:
+        ticket = StreamTicket(warm, range(1), asker=worker.id)
+        with pytest.raises(AccessDeniedError, match="only workers"):
+            list(peer.stream(ticket.to_wire()))
+
+
 def test_without_a_token_nothing_answers(cluster: RaylessCluster) -> None:
     ours = SigningKeys.fresh(0.0)
     foreign = ours.issue(TokenClaims(("*",), ("read",), 60.0))
