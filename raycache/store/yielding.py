@@ -140,9 +140,13 @@ class MemoryGuard:
         guarded.last = now
 
     def _run(self) -> None:
+        blind = False
         while not self._end.wait(LOOK_S):
             try:
                 self.look()
+                blind = False
             except (OSError, KeyError, ValueError) as error:
-                _log.warning("memory tiers do not yield to other processes: %s", error)
-                return
+                # Once, not ten times a second; it may pass (no descriptor is left at the moment).
+                if not blind:
+                    _log.warning("memory tiers do not yield to other processes for now: %s", error)
+                blind = True
