@@ -21,6 +21,8 @@ STORE_BYTES = "fetched_store_bytes"
 """Bytes pulled from the object store."""
 STORE_GETS = "fetched_store_gets"
 """Ranged GETs sent to the object store."""
+STORE_THROTTLED = "store_throttled"
+"""Requests that the store refused because there were too many (429, 503)."""
 STORE_RETRIES = "store_retries"
 """GETs that had to be sent again."""
 UNREADABLE_KEYS = "unreadable_keys"
@@ -46,9 +48,14 @@ BYPASSED_BYTES = "bypassed_bytes"
 
 
 class Metrics:
-    """Thread-safe counters, by name."""
+    """Thread-safe counters, by name.
 
-    def __init__(self) -> None:
+    Args:
+        whole: counters of which these are a part: what is counted here counts there, too.
+    """
+
+    def __init__(self, whole: Metrics | None = None) -> None:
+        self._whole = whole
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
 
@@ -56,6 +63,13 @@ class Metrics:
         """Count `amount` (bytes, or events) under `name`."""
         with self._lock:
             self._counts[name] += amount
+        if self._whole is not None:
+            self._whole.add(name, amount)
+
+    def count(self, name: str) -> int:
+        """One counter as it stands."""
+        with self._lock:
+            return self._counts[name]
 
     def snapshot(self) -> dict[str, int]:
         """All counters as they stand."""

@@ -6,8 +6,10 @@ Workers report counters; two rounds of reports make an observation. Pure: no clo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
+from raycache.errors import RaycacheError
 from raycache.ghosts import EXTRA
 
 
@@ -42,6 +44,23 @@ class WorkerReport:
     gets: int = 0
     throttled: int = 0
     streams: int = 0
+
+    def to_wire(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, data: Mapping[str, Any]) -> WorkerReport:
+        """The report that `to_wire` described. Raises RaycacheError if it is none."""
+        try:
+            numbers = {each.name: data[each.name] for each in fields(cls)}
+            regretted = tuple(int(each) for each in numbers.pop("regretted"))
+            report = cls(**{name: int(number) for name, number in numbers.items()}, regretted=regretted)
+        except (KeyError, TypeError, ValueError):
+            raise RaycacheError("what a worker reports of a dataset is no report") from None
+        if len(regretted) != len(EXTRA):
+            raise RaycacheError("what a worker reports of a dataset is of another version of raycache")
+        return replace(report, age_s=float(data["age_s"]))
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,14 @@ class Node:
         address: IP address.
         labels: its Ray labels.
         memory: bytes of Ray's logical resource `memory`.
+        head: whether it is the head node.
     """
 
     id: str
     address: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     memory: int = 0
+    head: bool = False
 
 
 def eligible(dataset: ResolvedDataset, nodes: Iterable[Node]) -> list[Node]:
@@ -66,6 +68,7 @@ def holders(
     holding: Collection[str],
     leaving: Collection[str] = (),
     since: Mapping[str, float] | None = None,
+    count: int | None = None,
 ) -> list[str]:
     """Ids of the nodes that should hold a dataset.
 
@@ -79,8 +82,9 @@ def holders(
         holding: ids of those that do.
         leaving: ids of those among them that are about to leave it.
         since: when each of them took it on, seconds; who is not in it was the first.
+        count: how many; None: as many as its spec says, at most.
     """
-    _, most = dataset.replica_bounds
+    most = dataset.replica_bounds[1] if count is None else count
     since = since or {}
     ids = [node.id for node in eligible(dataset, nodes)]
     ids.sort(

@@ -275,6 +275,7 @@ class Coordinator:
             stopped = self._reconciler.ask_workers("stop", what, timeout_s=STOP_TIMEOUT_S)
             for seat in self._reconciler.seats():
                 seat.dismiss()
+            self._reconciler.asking.want([])
             release_all()
             put_json(self._kv, keys.LAST, self._reconciler.membership.to_wire())
             for key in keys.RUNNING:
@@ -343,6 +344,7 @@ class Coordinator:
         Returns:
             Warnings, by dataset, of mounts that hold nothing: a misspelt prefix looks like that.
         """
+        self._reconciler.recall(datasets)
         self._reconciler.wait(self._reconciler.staffed, SETTLE_S)
 
         def check(dataset: ResolvedDataset) -> tuple[str, ...]:
@@ -406,6 +408,8 @@ class Coordinator:
         been lost are back, or given up: all nodes are more than those that are there at this moment."""
         dataset = {name: self._dataset(name)}
         reconciler = self._reconciler
+        if reconciler.scaling.wake(name):
+            reconciler.wait(lambda: bool(reconciler.holders(name) or reconciler.problems(name)), SETTLE_S)
         reconciler.wait(lambda: reconciler.all_back() and reconciler.settled(dataset), SETTLE_S)
         if not self._reconciler.holders(name):
             problems = "; ".join(sorted(set(self._reconciler.problems(name).values())))

@@ -28,10 +28,18 @@ SEATS = "seats"
 """Which worker id each node had last, so that a worker that comes back gets its own share again."""
 LEAVING = "leaving"
 """Which nodes are drained and which datasets are being left, until when (`departures`)."""
+SCALING = "scaling"
+"""How many nodes hold each dataset that is scaled, and what the next decision must know of it (`scaling`)."""
+RETIRED = "retired"
+"""Nodes whose worker has ended because it held nothing (`retiring`)."""
+ASKED = "asked"
+"""The nodes that Ray's autoscaler was asked for last (`asking`)."""
+TUNING = "tuning"
+"""What scaling goes by, where that is not the default (`tuning`). Nothing in raycache writes it."""
 LAST = "last"
 """The membership that was when raycache was stopped: epochs go on from it, and owners find what they owned."""
 
-RUNNING = (STATE, EPOCH, DOCUMENTS, OPERATIONS, LEAVING)
+RUNNING = (STATE, EPOCH, DOCUMENTS, OPERATIONS, LEAVING, SCALING, RETIRED, ASKED)
 """Keys that a stop removes: there is a `STATE` while raycache runs. The token stays, because processes that read
 before a stop may read again after the next start."""
 

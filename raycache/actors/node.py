@@ -17,6 +17,7 @@ from raycache.actors import cluster_state, host, signing, tier_reports, volumes
 from raycache.actors import kv as keys
 from raycache.actors.kv import Kv, get_json
 from raycache.actors.mounting import Mounter, NodeMounts, run_program
+from raycache.actors.tuning import Tuning
 from raycache.actors.volumes import LocalVolume, Purge
 from raycache.engine import Engine, EngineService, Leaving, Peers
 from raycache.errors import ClusterUnavailableError, RaycacheError, to_wire
@@ -68,7 +69,7 @@ class NodeWorker:
             self_id=self.id,
             refresh=self._newer_membership,
         )
-        self.engine = Engine(self._peers, self.metrics)
+        self.engine = Engine(self._peers, self.metrics, Tuning.of(kv).policy.keep_s)
         self._guard = volumes.memory_guard(self.metrics)
         self._service = EngineService(self.engine, lambda: self._state)
         self._gate = Gate(
@@ -87,8 +88,13 @@ class NodeWorker:
         self._learn(-1)
         self._server.start()
 
-    def ping(self, epoch: int) -> dict[str, Any]:
-        """Who this is and what it holds; takes the membership of `epoch` if it has not heard of it yet."""
+    def ping(self, epoch: int, traffic: bool = False) -> dict[str, Any]:
+        """Who this is and what it holds; takes the membership of `epoch` if it has not heard of it yet.
+
+        Args:
+            epoch: the latest there is.
+            traffic: tell, too, what the autoscaler must know (`EngineService.traffic`); that takes some milliseconds.
+        """
         if epoch > self._peers.membership.epoch:
             self._learn(self._peers.membership.epoch)
         volumes = dict(self._volumes)
@@ -100,7 +106,10 @@ class NodeWorker:
             weights={name: volume.weight for name, volume in volumes.items()},
             stores={name: tuple(volume.paths) for name, volume in volumes.items()},
         )
+        report = {"traffic": self._service.traffic()} if traffic else {}
         return {
+            **report,
+            "unheld": self._service.unheld(),
             "worker": worker.to_wire(),
             "pid": os.getpid(),
             "started": self._started,

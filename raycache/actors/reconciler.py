@@ -15,15 +15,18 @@ from typing import Any
 
 import ray
 
-from raycache.actors import assignment, cluster_state, mount_reports, yield_reports
+from raycache.actors import assignment, cluster_state, mount_reports, raynodes, yield_reports
 from raycache.actors import kv as keys
 from raycache.actors.answers import unwrap
-from raycache.actors.assignment import Node
+from raycache.actors.asking import Asking, ask_ray, bundles
 from raycache.actors.departures import Departures
 from raycache.actors.events import Events
 from raycache.actors.kv import Kv, get_json, put_json
 from raycache.actors.reservation import Reservations
+from raycache.actors.retiring import Retiring
+from raycache.actors.scaling import Heard, Scaling
 from raycache.actors.seat import Seat
+from raycache.actors.tuning import Tuning
 from raycache.errors import ClusterUnavailableError, RaycacheError, SpecError, WorkerUnavailableError
 from raycache.invalidations import Invalidations
 from raycache.membership import Membership, State, Worker
@@ -82,6 +85,16 @@ class Reconciler:
         self._reservations = Reservations()
         self.departures = Departures(kv, events)
         """Nodes that are drained, and datasets that are left."""
+        tuning = Tuning.of(kv)
+        self._report_s = tuning.report_s
+        self.scaling = Scaling(kv, events, tuning)
+        """How many nodes hold the datasets whose number follows what is read."""
+        self._possible: dict[str, int] = {}
+        """On how many nodes each dataset could be held at the last look."""
+        self.retiring = Retiring(kv, tuning.retire_s)
+        """Nodes whose worker has ended because they hold nothing."""
+        self.asking = Asking(kv, ask_ray)
+        """The nodes that Ray was asked for."""
         self._mount_events = mount_reports.MountEvents(events)
         self._yield_events = yield_reports.YieldEvents(events)
         self._ticks = 0
@@ -164,12 +177,26 @@ class Reconciler:
 
     def staffed(self) -> bool:
         """Whether every node has a worker, or a reason why it has none."""
-        return self._ticks > 0 and all(seat.report or seat.trouble for seat in self.seats())
+        return self._ticks > 0 and all(
+            seat.report or seat.trouble or seat.node.id in self.retiring for seat in self.seats()
+        )
 
     def all_back(self) -> bool:
         """Whether no worker is away that may be back any moment."""
         now = time.monotonic()
-        return all(seat.report or seat.away_s(now) >= RETURN_S for seat in self.seats())
+        return all(
+            seat.report or seat.away_s(now) >= RETURN_S or seat.node.id in self.retiring
+            for seat in self.seats()
+        )
+
+    def recall(self, datasets: Mapping[str, ResolvedDataset]) -> None:
+        """Have workers started on nodes that would hold these datasets and have none because they held nothing."""
+        nodes = [seat.node for seat in self.seats()]
+        for name, dataset in datasets.items():
+            holding = {seat.node.id for seat in self.holders(name)}
+            count = max(1, dataset.replica_bounds[0]) if dataset.autoscaled else None
+            self.retiring.recall(assignment.holders(dataset, nodes, holding, count=count))
+        self._wake.set()
 
     def released(self, name: str) -> bool:
         """Whether no worker holds a dataset any more."""
@@ -236,10 +263,10 @@ class Reconciler:
         """One look. Returns whether another should follow at once."""
         now = time.monotonic()
         self._find_nodes(now)
-        self.departures.ray_drains(ray_drains())
+        self.departures.ray_drains(raynodes.drains())
         for seat in self.seats():
-            if not self._is_empty(seat.node.id):
-                seat.ask(self._membership.epoch, now)
+            if not self._is_empty(seat.node.id) and seat.node.id not in self.retiring:
+                seat.ask(self._membership.epoch, now, self._report_s)
         refs = [ref for seat in self.seats() for ref in seat.pending]
         if refs:
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.3)
@@ -252,11 +279,13 @@ class Reconciler:
             wanted = self._wanted
         if wanted is None:
             return False
+        self._scale(wanted)
         plan, undecided = self._plan(wanted, now)
         self._tell(plan, now)
         unsettled = {name for name in wanted if name in undecided or not self._attached(name, plan)}
         changed = self._publish(wanted, unsettled, now)
         self._see_off(plan, unsettled)
+        self._retire(plan, now)
         # A mount is waited for by whoever applies, not by the tables of who owns what.
         unsettled |= {name for name in wanted if not mount_reports.decided(name, plan, self.seats())}
         with self._changed:
@@ -266,19 +295,14 @@ class Reconciler:
         return changed or bool(unsettled)
 
     def _find_nodes(self, now: float) -> None:
-        alive = {row["NodeID"]: row for row in ray.nodes() if row["Alive"]}
+        alive = raynodes.alive()
         seats = {node_id: seat for node_id, seat in self._seats.items() if node_id in alive}
         gone = [seat for node_id, seat in self._seats.items() if node_id not in alive]
-        for node_id, row in alive.items():
+        for node_id, node in alive.items():
             if node_id not in seats:
-                node = Node(
-                    node_id,
-                    row["NodeManagerAddress"],
-                    row.get("Labels") or {},
-                    int(row["Resources"].get("memory", 0)),
-                )
                 seats[node_id] = Seat(node, now)
         self.departures.retain(seats)
+        self.retiring.retain(seats)
         self._seats = seats  # a new table: other threads may be going through the old one
         for seat in gone:
             log.warning("node %s is gone", seat.node.id)
@@ -304,16 +328,20 @@ class Reconciler:
             }
             avoided = refused | drains.keys() | occupied.keys()
             usable = [node for node in nodes if node.id not in avoided]
+            self._possible[name] = len(assignment.eligible(dataset, usable))
+            count = self.scaling.holders(name)
             going = {node_id for part, node_id in self.departures.parts if part == name}
             since = {
                 seat.node.id: seat.report["since"].get(name, 0.0) for seat in self.seats() if seat.report
             }
-            chosen = assignment.holders(dataset, usable, holding, going, since)
-            _, most = dataset.replica_bounds
+            chosen = assignment.holders(dataset, usable, holding, going, since, count)
+            self.retiring.recall(chosen)
+            most = dataset.replica_bounds[1] if count is None else count
             short = most is None or len(chosen) < most
             self._occupied[name] = occupied if short else {}
             for node_id in sorted(holding - set(chosen) - refused):
-                if self.departures.holds_on(name, node_id):
+                # If nobody is to hold it, there is nobody to move it to.
+                if count != 0 and self.departures.holds_on(name, node_id):
                     keep.add((name, node_id))
                     plan[node_id][name] = dataset
             for node_id in chosen:
@@ -352,6 +380,38 @@ class Reconciler:
         self._reservations.retain(keep)
         return plan, undecided
 
+    def _scale(self, wanted: Mapping[str, ResolvedDataset]) -> None:
+        """Decide how many nodes are to hold the datasets of which that is not fixed, and ask Ray for those it lacks."""
+        heard = {
+            seat.node.id: Heard(seat.traffic, seat.report["unheld"]) for seat in self.seats() if seat.report
+        }
+        nodes = [seat.node for seat in self.seats()]
+        known = self._possible
+        self._possible = {}
+        possible = {n: known.get(n, len(assignment.eligible(d, nodes))) for n, d in wanted.items()}
+        self.scaling.look(wanted, possible, heard)
+        self.asking.want(
+            [
+                bundle
+                for name, count in sorted(self.scaling.short().items())
+                for bundle in bundles(wanted[name], count, nodes, _memory_quota(wanted[name], 0))
+            ]
+        )
+
+    def _retire(self, plan: Mapping[str, Mapping[str, ResolvedDataset]], now: float) -> None:
+        """End workers that have held nothing for a while."""
+        kept = {node for _, node in self._refused} | self.departures.drains.keys()
+        empty = [
+            seat.node.id
+            for seat in self.seats()
+            if seat.report is not None
+            and not (seat.node.head or seat.syncing or seat.generations or seat.report["mounts"])
+            and not (plan[seat.node.id] or seat.node.id in kept)
+        ]
+        for node_id in self.retiring.due(empty, now):
+            log.info("the worker of node %s holds nothing and ends", node_id)
+            self._seats[node_id].retire()
+
     def _tell(self, plan: Mapping[str, Mapping[str, ResolvedDataset]], now: float) -> None:
         # One at a time per machine, in order: after a restart each finds the directories it had before.
         busy = {seat.host_id for seat in self.seats() if seat.syncing}
@@ -367,7 +427,7 @@ class Reconciler:
         returning = set()
         drains, parts = self.departures.drains, self.departures.parts
         for seat in self.seats():
-            if self._is_empty(seat.node.id):
+            if self._is_empty(seat.node.id) or seat.node.id in self.retiring:
                 continue
             worker = seat.worker
             if worker is None and not seat.decided:
@@ -380,8 +440,10 @@ class Reconciler:
                 reporting[seat.node.id] = replace(worker, weights=weights, state=state)
             elif seat.away_s(now) < RETURN_S:
                 returning.add(seat.node.id)
+        # Of what nobody holds nobody owns anything: readers need not ask who owned it.
+        given_up = {name for name in wanted if self.scaling.holders(name) == 0 and not self.holders(name)}
         membership, last_ids = assignment.next_membership(
-            self._membership, self._last_ids, reporting, returning, unsettled, self._forgotten
+            self._membership, self._last_ids, reporting, returning, unsettled, self._forgotten | given_up
         )
         datasets = dict(wanted)
         names, announced = list(self._to_invalidate), self._to_announce
@@ -425,6 +487,9 @@ class Reconciler:
             self.departures.heard(part, progress)
         for node_id, drain in self.departures.drains.items():
             seat = self._seats.get(node_id)
+            if node_id in self.retiring:
+                self.retiring.recall([node_id])
+                self.departures.emptied(node_id)
             if seat is None or drain.ended or seat.syncing or plan[node_id] or seat.report is None:
                 continue
             if not seat.generations:
@@ -472,18 +537,6 @@ class Reconciler:
             node_id = refs[ref].node.id
             answers[node_id] = WorkerUnavailableError("the worker does not answer", where=node_id)
         return answers
-
-
-def ray_drains() -> dict[str, int]:
-    """The nodes that Ray is draining, with the deadline of each in milliseconds since the epoch; 0: it has none."""
-    from ray._private.state import state
-
-    try:
-        drains: dict[str, int] = state.get_draining_nodes()
-    except (ray.exceptions.RaySystemError, ConnectionError, RuntimeError) as error:
-        log.warning("Ray does not say which nodes it drains: %s", error)
-        return {}
-    return drains
 
 
 def _memory_quota(dataset: ResolvedDataset, node_memory: int) -> int:

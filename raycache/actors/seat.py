@@ -47,6 +47,7 @@ class Seat:
         decided: whether it has answered, or failed to, at least once.
         trouble: why there is no worker, for a person to read.
         synced: the datasets it was last told to hold.
+        traffic: what it last told the autoscaler, by dataset; that is not part of every answer.
     """
 
     node: Node
@@ -57,6 +58,8 @@ class Seat:
     decided: bool = False
     trouble: str = ""
     synced: dict[str, ResolvedDataset] = field(default_factory=dict)
+    traffic: dict[str, Any] = field(default_factory=dict)
+    _traffic_asked: float = float("-inf")
     _answered: bool = False
     _ping: Any = None
     _pinged: float = 0.0
@@ -103,15 +106,24 @@ class Seat:
         """Seconds since the worker answered, or since the node was found; of one that does not answer."""
         return now - (self.since if self.silent_since is None else self.silent_since)
 
-    def ask(self, epoch: int, now: float) -> None:
-        """Start the worker if there is none, and ask how it is, unless an answer is still awaited."""
+    def ask(self, epoch: int, now: float, traffic_s: float) -> None:
+        """Start the worker if there is none, and ask how it is, unless an answer is still awaited.
+
+        Args:
+            epoch: of the membership.
+            now: monotonic seconds.
+            traffic_s: seconds after which it is to tell the autoscaler again.
+        """
         if self.actor is None:
             if now - self._started_at < RECREATE_S:
                 return
             self._started_at = now
             self.actor = start_worker(self.node.id)
         if self._ping is None:
-            self._ping, self._pinged = self.actor.ping.remote(epoch), now
+            traffic = now - self._traffic_asked >= traffic_s
+            if traffic:
+                self._traffic_asked = now
+            self._ping, self._pinged = self.actor.ping.remote(epoch, traffic), now
 
     def hear(self, ready: set[Any], now: float) -> None:
         """Take the answers among `ready`."""
@@ -147,9 +159,16 @@ class Seat:
             except (RayError, ValueError) as error:
                 log.info("worker of node %s not killed: %s", self.node.id, error)
 
+    def retire(self) -> None:
+        """End the worker, which holds nothing, until `ask` starts another."""
+        self.dismiss()
+        self._ping = self._sync = None
+        self.report, self.traffic, self.synced, self.trouble, self.decided = None, {}, {}, "", True
+
     def _take(self, ref: Any, now: float) -> None:
         try:
             self.report = unwrap(ray.get(ref))
+            self.traffic = self.report.get("traffic", self.traffic)
         except ActorDiedError as error:
             # Ray will not restart it: it could not start at all.
             self._lost(why_died(str(error)), now)

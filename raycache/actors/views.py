@@ -14,6 +14,8 @@ from raycache.actors.scan import Scans
 from raycache.errors import NotFoundError, RaycacheError
 from raycache.spec import ResolvedDataset
 
+RETIRED = "the node holds nothing; a worker is started when it is to"
+
 DOCUMENT_KINDS = {"datasets": "Dataset", "runtimes": "CacheRuntime", "secrets": "Secret"}
 
 
@@ -95,6 +97,9 @@ class Views:
         described["resolved"] = dataset.public()
         described["warnings"] = list(entry.warnings)
         described["problems"] = self._reconciler.problems(name)
+        scaling = self._reconciler.scaling.described(name)
+        if scaling is not None:
+            described["autoscaling"] = scaling
         if dataset.mount_path:
             described["mount"] = mount_reports.summary(dataset, self._reconciler.seats())
         described["workers"] = [
@@ -128,6 +133,7 @@ class Views:
         return [
             rows.worker_row(seat.node, seat.report, seat.trouble, usages.get(seat.node.id))
             | {"mounts": mount_reports.of_worker(seat)}
+            | ({"state": "retired", "reason": RETIRED} if seat.node.id in self._reconciler.retiring else {})
             | rows.leaving(seat.node.id, seat.report, self._reconciler.departures)
             for seat in self._reconciler.seats()
         ]

@@ -40,9 +40,9 @@ class CacheWorker:
         gc.freeze()
 
     @answered
-    def ping(self, epoch: int) -> dict[str, Any]:
+    def ping(self, epoch: int, traffic: bool = False) -> dict[str, Any]:
         """See `NodeWorker.ping`."""
-        return self._node.ping(epoch)
+        return self._node.ping(epoch, traffic)
 
     @answered
     def check(self, dataset: Mapping[str, Any]) -> dict[str, int]:

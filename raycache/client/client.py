@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -365,8 +366,9 @@ class Client:
             raise
 
     def _count_reads(self, dataset: str, hit: int, missed: int) -> None:
-        """Tell the node's worker what was read, or, on a node without one, any other that holds the dataset."""
-        keepers = self._keepers(dataset, "")
+        """Tell the node's worker what was read, or, on a node without one, any other that holds the dataset. If nobody
+        does, whoever there is: perhaps somebody is to hold it because it is read."""
+        keepers = self._keepers(dataset, "") or self._anybody()
         if not keepers:
             raise WorkerUnavailableError("no worker holds the dataset", where=dataset)
         try:
@@ -384,6 +386,13 @@ class Client:
             if not self.peers.pool.is_down(worker.address)
         ]
         return keepers
+
+    def _anybody(self) -> builtins.list[Near]:
+        """A worker that answers, whatever it holds: the node's own if there is one."""
+        own = self._near_worker()
+        workers = [*([] if own is None else [own]), *self.peers.membership.workers]
+        up = (worker for worker in workers if not self.peers.pool.is_down(worker.address))
+        return [WorkerNear(self.peers, worker, self._views) for worker in itertools.islice(up, 1)]
 
     def _keep_up(self) -> None:
         # A dataset may have been bound elsewhere while this process read from caches only and heard nothing.

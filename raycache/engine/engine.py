@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 import crc32c
 
 from raycache import metrics as m
+from raycache.autoscaling import Policy
 from raycache.blocks import FileInfo, ObjectVersion, runs
 from raycache.engine import held
 from raycache.engine.fetch import FETCH_SIZE, STORE_PARALLEL, Fetched, Fetcher
 from raycache.engine.metadata import Dated, ttl_from_wire
 from raycache.engine.peers import Peers
+from raycache.engine.traffic import Traffic
 from raycache.engine.volume import Volume
 from raycache.errors import (
     BucketNotFoundError,
@@ -71,14 +73,17 @@ class Engine:
     Args:
         peers: the other workers; an empty membership makes an engine that stands alone.
         metrics: counters of the process.
+        keep_s: as in `autoscaling.Policy`, for what is reported to it.
     """
 
-    def __init__(self, peers: Peers, metrics: Metrics) -> None:
+    def __init__(self, peers: Peers, metrics: Metrics, keep_s: float = Policy.keep_s) -> None:
         self.peers = peers
         self.metrics = metrics
         self._fetcher = Fetcher(peers, metrics)
         self._volumes: dict[str, Volume] = {}
         self._reads: dict[str, tuple[int, int]] = {}
+        self._traffic: dict[str, Traffic] = {}
+        self._keep_s = keep_s
         self._epoch = peers.membership.epoch
         """What was invalidated up to this epoch is forgotten in all volumes."""
         self._lock = threading.Lock()
@@ -87,8 +92,11 @@ class Engine:
 
     def attach(self, dataset: ResolvedDataset, store: LocalStore) -> None:
         """Begin to serve a dataset from `store`, which the engine closes with it. Replaces an older attachment."""
-        volume = Volume(dataset, store, self.peers, self.metrics)
+        with self._lock:
+            traffic = self._traffic.setdefault(dataset.name, Traffic(self.metrics, self._keep_s))
+        volume = Volume(dataset, store, self.peers, traffic)
         store.mend_with(self._mend)
+        store.tell_evicted(traffic.evicted)
         with self._lock:
             former = self._volumes.get(dataset.name)
             volume.metadata.keep_up(self._epoch, ())
@@ -106,6 +114,7 @@ class Engine:
         with self._lock:
             volume = self._volumes.pop(name, None)
             self._reads.pop(name, None)
+            self._traffic.pop(name, None)
         if volume is None:
             return None
         volume.source.close()
@@ -426,7 +435,7 @@ class Engine:
 
     def count_reads(self, dataset: str, hit: int, missed: int) -> None:
         """Add what a reader has read, in bytes. Raises DatasetNotFoundError."""
-        self.volume(dataset)
+        self.volume(dataset).traffic.read()
         with self._lock:
             known = self._reads.get(dataset, (0, 0))
             self._reads[dataset] = known[0] + hit, known[1] + missed
@@ -437,10 +446,12 @@ class Engine:
 
     def _stream_past(self, version: ObjectVersion, blocks: range) -> Iterator[tuple[int, memoryview]]:
         """Blocks from the object store itself, for a store that has no room for even an index."""
-        source = self.volume(version.dataset).source
+        volume = self.volume(version.dataset)
+        source = volume.source
         for block in blocks:
             offset, length = version.block_extent(block)
             data = memoryview(source.read(version, offset, length)).cast("B")
+            volume.traffic.fetched(version, length)
             self.metrics.add(m.BYPASSED_BYTES, length)
             yield crc32c.crc32c(data), data
 

@@ -234,6 +234,7 @@ class Fetcher:
         self, volume: Volume, version: ObjectVersion, run: range, filling: Filling
     ) -> list[Fetched]:
         offset, length = version.extent_of(run)
+        volume.traffic.fetched(version, length)
         try:
             receiver = filling.receive(run)
             if receiver is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
@@ -16,9 +15,13 @@ from raycache.engine import holdings
 from raycache.engine.engine import Engine, Keep
 from raycache.engine.metadata import ttl_to_wire
 from raycache.engine.tracker import Tracker
-from raycache.errors import ElsewhereError, RaycacheError
+from raycache.engine.traffic import Traffic
+from raycache.errors import DatasetNotFoundError, ElsewhereError, RaycacheError
 
 Answer = dict[str, Any]
+
+UNHELD_S = 60.0
+"""Seconds for which it is told that somebody read a dataset that is not held here."""
 
 
 class EngineService:
@@ -34,6 +37,7 @@ class EngineService:
         self._state = state
         self._started = time.time()
         self.tracker = Tracker(engine.peers.reachable)
+        self._unheld: dict[str, float] = {}
 
     @property
     def actions(self) -> Mapping[str, Callable[[dict[str, Any]], Answer]]:
@@ -59,12 +63,14 @@ class EngineService:
     def stream(self, ticket: dict[str, Any]) -> Iterator[tuple[int, memoryview]]:
         """The blocks a ticket asks for, each with its CRC32C. Raises what `Engine.stream` raises."""
         request = wire.StreamTicket.from_wire(ticket)
+        traffic = self._engine.volume(request.version.dataset).traffic
         if request.held:
-            return self._counted(self._engine.stream_held(request.version, request.blocks, request.arriving))
+            return traffic.sent(self._engine.stream_held(request.version, request.blocks, request.arriving))
+        traffic.read()
         self._engine.peers.catch_up(request.epoch)
-        return self._as_owner(request)
+        return self._as_owner(request, traffic)
 
-    def _as_owner(self, request: wire.StreamTicket) -> Iterator[tuple[int, memoryview]]:
+    def _as_owner(self, request: wire.StreamTicket, traffic: Traffic) -> Iterator[tuple[int, memoryview]]:
         version, blocks = request.version, request.blocks
         asker = request.asker if self._engine.peers.membership.worker(request.asker) else ""
         if request.missed:
@@ -74,13 +80,25 @@ class EngineService:
             if named:
                 self._engine.metrics.add(m.REDIRECTS)
                 raise ElsewhereError.at(named)
-            yield from self._counted(self._engine.stream(version, blocks, hop=request.hops > 0))
+            yield from traffic.sent(self._engine.stream(version, blocks, hop=request.hops > 0))
 
-    def _counted(self, found: Iterator[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
-        with closing(found):  # type: ignore[type-var]  # a generator: what it holds is given up with it
-            for crc, data in found:
-                yield crc, data
-                self._engine.metrics.add(m.SENT_BYTES, len(data))
+    def traffic(self) -> Answer:
+        """What the autoscaler must know of the datasets that it scales (`Traffic.report`), by name."""
+        reports = {}
+        membership = self._engine.peers.membership
+        for volume in self._engine.volumes:
+            if volume.dataset.autoscaled:
+                name = volume.dataset.name
+                room = sum(membership.weights_for(name).values())
+                hit, missed = self._engine.reads(name)
+                reports[name] = volume.traffic.report(volume.store, room, max(0, hit), max(0, missed))
+        return reports
+
+    def unheld(self) -> dict[str, float]:
+        """Datasets that somebody reads and this worker does not hold, with the seconds since it was told so."""
+        now = time.monotonic()
+        self._unheld = {name: at for name, at in self._unheld.items() if now - at < UNHELD_S}
+        return {name: now - at for name, at in self._unheld.items()}
 
     def usage(self) -> Answer:
         """Tiers, counters and totals of this worker, by dataset."""
@@ -144,6 +162,7 @@ class EngineService:
         patience_s = payload.get("patience")
         keep = Keep(payload["keep"], _blocks(version, payload, "kept")) if payload.get("keep") else None
         absent = self._engine.absent(version, blocks, ahead)
+        self._engine.volume(version.dataset).traffic.read()
         ready = self._engine.ensure(version, blocks, ahead, patience_s, keep)
         return {"ready": ready, "absent": [[run.start, run.stop] for run in absent]}
 
@@ -180,7 +199,13 @@ class EngineService:
         return {"bad": self._engine.recheck(version, _blocks(version, payload, "blocks"))}
 
     def _reads(self, payload: dict[str, Any]) -> Answer:
-        self._engine.count_reads(payload["dataset"], int(payload["hit"]), int(payload["missed"]))
+        name = payload["dataset"]
+        try:
+            self._engine.count_reads(name, int(payload["hit"]), int(payload["missed"]))
+        except DatasetNotFoundError:
+            if name not in self._state()["datasets"]:
+                raise
+            self._unheld = {**self._unheld, name: time.monotonic()}  # another thread may be going through it
         return {}
 
     def _evict(self, payload: dict[str, Any]) -> Answer:

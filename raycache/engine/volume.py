@@ -13,8 +13,8 @@ from typing import Any, TypeVar, cast
 from raycache.blocks import FileInfo, ObjectVersion
 from raycache.engine.metadata import Dated, MetadataCache
 from raycache.engine.peers import Peers
+from raycache.engine.traffic import Traffic
 from raycache.errors import DatasetNotFoundError, RaycacheError, StaleObjectError, StoreBusyError
-from raycache.metrics import Metrics
 from raycache.singleflight import SingleFlight
 from raycache.spec import ResolvedDataset
 from raycache.store import Filling, LocalStore
@@ -32,13 +32,14 @@ class Volume:
         dataset: the resolved spec.
         store: this process's tiers for it.
         peers: to know which objects belong to this worker, and which are near copies.
-        metrics: counters of the process.
+        traffic: counters of the dataset.
     """
 
-    def __init__(self, dataset: ResolvedDataset, store: LocalStore, peers: Peers, metrics: Metrics) -> None:
+    def __init__(self, dataset: ResolvedDataset, store: LocalStore, peers: Peers, traffic: Traffic) -> None:
         self.dataset = dataset
         self.store = store
-        self.source = DatasetSource(dataset, metrics)
+        self.traffic = traffic
+        self.source = DatasetSource(dataset, traffic.metrics)
         self.metadata = MetadataCache(metadata_ttl(dataset))
         self._peers = peers
         self._flights: SingleFlight[tuple[str, str, int], Dated[Any]] = SingleFlight()

@@ -89,6 +89,15 @@ def at_least_one(value: int) -> int:
 Count = Annotated[int, AfterValidator(at_least_one), TypeName("integer >= 1")]
 
 
+def at_least_zero(value: int) -> int:
+    if value < 0:
+        raise SpecError("must be at least 0")
+    return value
+
+
+CountOrNone = Annotated[int, AfterValidator(at_least_zero), TypeName("integer >= 0")]
+
+
 def data_path(path: str) -> str:
     try:
         return "/" + clean_path(path)

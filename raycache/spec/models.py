@@ -21,6 +21,7 @@ from raycache.spec.fields import (
     AbsolutePath,
     BlockSize,
     Count,
+    CountOrNone,
     DataPath,
     Duration,
     FieldError,
@@ -306,15 +307,30 @@ class TieredStore(SpecModel):
 
 
 class ReplicaRange(SpecModel):
-    """Bounds of a number of workers."""
+    """Bounds between which the number of workers follows what is read.
 
-    min: Count = Field(default=1, description="At least this many.")
-    max: Count | None = Field(default=None, description="At most this many; default: no bound.")
+    Not for a dataset with a `mountPath`, which is mounted where it is held: that is held on `max` nodes.
+    """
+
+    min: CountOrNone = Field(
+        default=1, description="At least this many; 0: none when nothing has been read for a while."
+    )
+    max: Count | None = Field(default=None, description="At most this many; default: one on every node.")
+    ask_for_nodes: bool = Field(
+        default=False,
+        description="Whether to ask Ray's autoscaler for nodes when more would help than there are; needs `max`.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> ReplicaRange:
         if self.max is not None and self.max < self.min:
             raise FieldError(f"max {self.max} is below min {self.min}", at=("max",))
+        if self.ask_for_nodes and self.max is None:
+            raise FieldError(
+                "without a max there is no end to the nodes that could be asked for",
+                at=("askForNodes",),
+                hint="set max",
+            )
         return self
 
 
@@ -337,8 +353,11 @@ class CacheRuntimeSpec(SpecModel):
     replicas: Annotated[
         int | Literal["all"] | ReplicaRange,
         BeforeValidator(_replicas),
-        TypeName("integer >= 1, `all`, or `{min, max}`"),
-    ] = Field(default="all", description="On how many nodes workers hold the dataset.")
+        TypeName("integer >= 1, `all`, or `{min, max, askForNodes}`"),
+    ] = Field(
+        default="all",
+        description="On how many nodes workers hold the dataset; with bounds the number follows what is read.",
+    )
     node_selector: Labels = Field(
         default_factory=dict,
         description="Ray node labels that a node must have, all of them, to hold the dataset.",

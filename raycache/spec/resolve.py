@@ -107,6 +107,13 @@ class ResolvedDataset(_Resolved):
             return self.replicas.min, self.replicas.max
         return (1, None) if self.replicas == "all" else (self.replicas, self.replicas)
 
+    @property
+    def autoscaled(self) -> bool:
+        """Whether the number of holders follows what is read. Not with a `mountPath`: nodes that hold the dataset mount
+        it, and a mount must not go away from under those who use it."""
+        least, most = self.replica_bounds
+        return isinstance(self.replicas, ReplicaRange) and least != most and self.mount_path is None
+
     def wire(self) -> dict[str, Any]:
         """As data for JSON, WITH secrets: for use between processes of the cluster. `from_wire` reverses it."""
         return self.model_dump(mode="json", by_alias=True, context={"reveal": True})

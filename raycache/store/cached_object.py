@@ -73,6 +73,8 @@ class CachedObject:
             (inode lock), and those that wait there spin: with 16 fetches that took more time than the writing.
         io: threads that use the descriptors right now.
         cost: bytes reserved in the tier for data and index.
+        served_ns: when somebody last asked this process for blocks that were all there, nanoseconds since the epoch:
+            who asks from another node leaves no trace in the file.
     """
 
     def __init__(self, version: ObjectVersion, *, secondary: bool) -> None:
@@ -97,6 +99,7 @@ class CachedObject:
         self.data_fd = -1
         self.index_fd = -1
         self.cost = 0
+        self.served_ns = 0
         self._read_ns = 0
         self._paid = bytearray()
         self._unit = 0
@@ -189,13 +192,13 @@ class CachedObject:
         return 0 < previous < stamp
 
     def last_use_ns(self) -> int:
-        """When a reader left a trace the last time, or else bytes came in; nanoseconds since the epoch, 0 if it is
-        gone. `cond` is not needed."""
+        """When it was read the last time, or else bytes came in; nanoseconds since the epoch, 0 if it is gone. `cond`
+        is not needed."""
         try:
             stat = os.lstat(self.data_path)
         except OSError:
             return 0
-        return max(stat.st_atime_ns, stat.st_mtime_ns)
+        return max(stat.st_atime_ns, stat.st_mtime_ns, self.served_ns)
 
     # -- what is allocated -----------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import mmap
+import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -87,6 +88,7 @@ class Filling:
                 cached.leave_io()
             if blocks and not absent and cached.tier is not None:
                 cached.tier.access(cached.id)
+                cached.served_ns = time.time_ns()
             return absent
 
     def absent_now(self, blocks: Iterable[int]) -> list[int]:

@@ -15,8 +15,9 @@ from raycache.store.filling import Filling
 from raycache.store.local_file import LocalFile, StoreView
 from raycache.store.registry import Registry
 from raycache.store.scrubbing import Scrubber
-from raycache.store.space import Space
+from raycache.store.space import Evicted, Space
 from raycache.store.tiers import Tier, TierConfig, TierUsage
+from raycache.store.warmth import warm_bytes
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,10 @@ class LocalStore:
     def mend_with(self, mend: Callable[[ObjectVersion, range], None]) -> None:
         """Say who fetches blocks that were found damaged in a file that somebody may have mapped (see `Scrubber`)."""
         self._scrubber.mend = mend
+
+    def tell_evicted(self, evicted: Evicted) -> None:
+        """Say who is told of what had to go for want of room."""
+        self._space.evicted = evicted
 
     def fill(self, version: ObjectVersion, secondary: bool = False) -> Filling:
         """Open an object version for filling; use it as a context manager.
@@ -174,6 +179,11 @@ class LocalStore:
     def usage(self) -> list[TierUsage]:
         """How full each tier is, fastest first."""
         return [tier.usage() for tier in self._space.tiers]
+
+    def warm_bytes(self, since: float) -> int:
+        """Bytes that were read, or brought in, since then (seconds since the epoch); near copies do not count. Of very
+        many objects it is an estimate."""
+        return warm_bytes(self._registry.snapshot(), since)
 
     def evict(self, match: Callable[[ObjectVersion], bool]) -> int:
         """Drop the objects for which `match` is true, but for those that are being read or filled; bytes freed."""

@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from raycache.blocks import ObjectVersion
 from raycache.metrics import DEMOTED_BYTES, EVICTED_BYTES, Metrics
@@ -36,6 +36,10 @@ class NoRoom(Exception):
     """A tier's quota is used up by objects that are in use. Never leaves the store."""
 
 
+Evicted = Callable[[str, int, float], None]
+"""Takes the id of an object that was evicted, the bytes of it, and when it was last read (seconds since the epoch)."""
+
+
 class Space:
     """The bytes that a store's objects take. Thread-safe.
 
@@ -52,6 +56,8 @@ class Space:
         self.tiers = tuple(tiers)
         self.registry = registry
         self.keeping = Keeping(self.tiers)
+        self.evicted: Evicted = lambda object_id, size, read_at: None
+        """Is told of what was evicted for want of room, but for near copies."""
         self._metrics = metrics
         self._background = background
         self._wake = threading.Event()
@@ -195,13 +201,20 @@ class Space:
                 return freed
         if self.keeping.of(cached.id):
             return 0
+        read_at = cached.last_use_ns() / 1e9
         try:
             freed = self._trim(cached, tier, want)
         except OSError as error:
             tier.watch.failed(error)
             _log.warning("%s: cannot punch a hole, dropping the whole file: %s", cached.data_path, error)
             freed = 0
-        return freed or self.drop(cached, tier=tier)
+        freed = freed or self.drop(cached, tier=tier)
+        self._tell(cached, freed, read_at)
+        return freed
+
+    def _tell(self, cached: CachedObject, freed: int, read_at: float) -> None:
+        if freed and not cached.secondary:
+            self.evicted(cached.id, freed, read_at)
 
     def drop(self, cached: CachedObject, *, tier: Tier | None = None) -> int:
         """Unlink an object that nobody uses; bytes freed, 0 if somebody does, or the device does not let it go.
@@ -277,6 +290,7 @@ class Space:
                 files.unlock(cached.data_fd)
             cached.tier.give(freed)
         self._metrics.add(EVICTED_BYTES, freed)
+        self._tell(cached, freed, cached.last_use_ns() / 1e9)
         return freed > 0
 
     # -- moving down -------------------------------------------------------------------------------------------

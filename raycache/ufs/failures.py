@@ -60,6 +60,8 @@ _TRANSIENT_CODES = {
     "InternalError",
     "ServerBusy",
 }
+_THROTTLED_STATUS = {429, 503}
+_THROTTLED_CODES = {"SlowDown", "Throttling", "TooManyRequests", "ServerBusy"}
 # S3 answers some refusals of credentials with 400.
 _REFUSED_CODES = {
     "InvalidAccessKeyId": "check the access key ID",
@@ -133,7 +135,8 @@ def judge(error: Exception, where: str, *, listing: bool = False) -> Failure:
         transient = status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES
         what = f"the store answers HTTP {status}" + (f" {code}" if code else "")
         after_s = error.after_s if isinstance(error, HttpFailure) else 0.0
-        return Failure(UnderStoreError(what, where=where), transient, after_s)
+        throttled = status in _THROTTLED_STATUS or code in _THROTTLED_CODES
+        return Failure(UnderStoreError(what, where=where), transient, after_s, throttled=throttled)
     return Failure(_unreachable(text, where), transient=True)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from raycache.errors import CacheFullError, RaycacheError, TooManyFilesError, UnderStoreError
-from raycache.metrics import STORE_RETRIES, Metrics
+from raycache.metrics import STORE_RETRIES, STORE_THROTTLED, Metrics
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +32,14 @@ class Failure:
         after_s: seconds for which the store asked to be left alone (Retry-After, RFC 9110, section 10.2.3); 0 if it
             said nothing, or the client does not tell.
         unpartial: the answer was all of something where a part of an object was asked for.
+        throttled: the store refused the request because there are too many.
     """
 
     error: RaycacheError
     transient: bool = False
     after_s: float = 0.0
     unpartial: bool = False
+    throttled: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class Retrier:
                 raise  # of the one who takes the bytes, not of the store
             except self._catch as caught:
                 failure = self._judge(caught, where)
+                if failure.throttled:
+                    self._metrics.add(STORE_THROTTLED)
                 if not failure.transient:
                     # Not chained for display: the client's text may hold a signed URL.
                     raise failure.error from None

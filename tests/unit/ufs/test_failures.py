@@ -23,7 +23,7 @@ from raycache.errors import (
     StaleObjectError,
     UnderStoreError,
 )
-from raycache.metrics import STORE_GETS, STORE_RETRIES, Metrics
+from raycache.metrics import STORE_GETS, STORE_RETRIES, STORE_THROTTLED, Metrics
 from raycache.ufs import Backoff, ObjectInfo, UnderStore, open_store
 from tests.conftest import s3_mount_options
 from tests.support.s3proxy import Fault, FaultRules, S3Proxy
@@ -238,6 +238,19 @@ class TestRetries:
         s3_proxy.fault = FaultRules([{"kind": kind, "times": 2, "status": 503}])
         assert store.head("big").size == len(BODY)
         assert [info.key for info in store.walk("")] == ["big"]
+
+    def test_refusals_of_too_many_requests_are_counted(
+        self, store: UnderStore, s3_proxy: S3Proxy, metrics: Metrics
+    ) -> None:
+        info = store.head("big")
+        s3_proxy.fault = FaultRules([{"kind": "GET", "times": 2, "status": 503}])
+        store.read("big", 0, 10, info)
+        s3_proxy.fault = FaultRules([{"kind": "GET", "times": 1, "status": 429}])
+        store.read("big", 0, 10, info)
+        s3_proxy.fault = FaultRules([{"kind": "GET", "times": 1, "status": 500}])
+        store.read("big", 0, 10, info)
+        counts = metrics.snapshot()
+        assert (counts[STORE_THROTTLED], counts[STORE_RETRIES], counts[STORE_GETS]) == (3, 4, 7)
 
     @pytest.mark.parametrize(
         ("status", "error"), [(403, AccessDeniedError), (404, StaleObjectError), (412, StaleObjectError)]
