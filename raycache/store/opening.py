@@ -6,7 +6,7 @@ import logging
 from array import array
 
 from raycache.blocks import ObjectVersion
-from raycache.errors import CacheFullError
+from raycache.errors import CacheFullError, StoreBusyError
 from raycache.store import index, moving
 from raycache.store.cached_object import CachedObject, Pin
 from raycache.store.space import Space
@@ -22,11 +22,14 @@ def pin(space: Space, version: ObjectVersion, holder: Pin, *, secondary: bool) -
 
     Raises:
         CacheFullError: no tier can take even its index.
+        StoreBusyError: the store was closed meanwhile.
     """
     while True:
         cached = space.registry.get_or_add(version, secondary=secondary)
         if _pin(space, cached, holder, secondary=secondary):
             return cached
+        if space.registry.retired:  # what is gone from a closed store stays in its table
+            raise StoreBusyError("the local store is closed", where=space.tiers[0].path)
 
 
 def _pin(space: Space, cached: CachedObject, holder: Pin, *, secondary: bool) -> bool:

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from raycache.blocks import ObjectVersion
-from raycache.errors import CacheFullError
+from raycache.errors import CacheFullError, StoreBusyError
 from raycache.metrics import DEMOTED_BYTES, Metrics
-from raycache.store import LocalStore, StoreView, files, index, moving
+from raycache.store import LocalStore, StoreView, files, index, moving, opening
 from raycache.store.space import Space
 from raycache.store.tiers import Tier
 from tests.support.stores import (
@@ -226,6 +226,19 @@ def test_thread_that_outlives_its_store_leaves_the_next_ones_files_alone(
             assert file is not None
             with file:
                 assert not file.has(range(2, 3))
+
+
+def test_fill_that_meets_a_close_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looked for the object, which a closed store still lists as gone, again and again, for ever."""
+    with opened(tier(tmp_path, 20)) as store:
+        put(store, A)
+        gate = Gate(monkeypatch, opening, "pin")
+        filling = Doing(lambda: store.fill(A))
+        gate.wait()
+        store.close()
+        gate.open()
+        with pytest.raises(StoreBusyError, match="closed"):
+            filling.result()
 
 
 def test_object_made_anew_while_the_old_one_goes_can_be_evicted(
