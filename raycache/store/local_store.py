@@ -229,7 +229,7 @@ class LocalStore:
         """
         tier = next(tier for tier in self._space.tiers if tier.path == path)
         with tier.lock:
-            tier.limit = limit
+            tier.limit = limit if limit < tier.config.quota else None
         if at_once:
             return self._space.shed(tier, tier.used - tier.quota) if tier.used > tier.quota else 0
         self._space.after_write(tier)

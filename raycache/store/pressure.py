@@ -65,6 +65,7 @@ class Governor:
 
     def __init__(self) -> None:
         self._limit: int | None = None
+        self._ceiling = 0
         self._others: int | None = None
         self._calm = 0
 
@@ -83,7 +84,12 @@ class Governor:
         room = max(0, sample.threshold - sample.reserve - others - ahead)
         # Half a reserve less than there is: noise that is smaller changes nothing.
         goal = min(ceiling, max(0, room - sample.reserve // 2))
-        limit = goal if self._limit is None else min(self._limit, ceiling)
+        # Who was not held back is not now, if the tiers get larger quotas, or more of them come.
+        if self._limit is None or (self._limit >= self._ceiling < ceiling and goal > self._limit):
+            limit = goal
+        else:
+            limit = min(self._limit, ceiling)
+        self._ceiling = ceiling
         pressed = own > room
         if pressed:
             limit = min(limit, goal)

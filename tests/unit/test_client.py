@@ -43,6 +43,7 @@ from tests.support.embedded import (
 )
 from tests.support.seaweed import SeaweedS3
 from tests.support.stores import Doing
+from tests.support.waiting import until
 
 SIZE = 9 * BLOCK + 4567
 DATA = noise(SIZE)
@@ -437,6 +438,8 @@ def test_the_stores_failure_is_told_as_it_is(cache: Embedded, monkeypatch: pytes
 def test_a_cache_file_that_somebody_cut_short_never_gives_zeros(cache: Embedded, left: int) -> None:
     with closing(cache.client.open("ds", "a")) as reader:
         assert reader.read_at(0, 3 * BLOCK) == DATA[: 3 * BLOCK]
+        # What is fetched ahead must have been written: it would make the file long again behind everybody's back.
+        until(lambda: not cache.engine._fetcher._inflight, "nothing is on its way")
         [file] = cache.files()
         os.truncate(file, left)
         # What is fetched now would make the file long enough again, with zeros in between.

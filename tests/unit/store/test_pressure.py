@@ -52,6 +52,18 @@ def test_near_the_threshold_it_is_in_a_hurry() -> None:
     assert look(governor, THRESHOLD - 10 * GiB - reserve // 4, 10 * GiB)[1:] == (True, True)
 
 
+def test_larger_quotas_hold_at_once_unless_it_was_held_back() -> None:
+    """It took five seconds of calm, in which a tier whose quota was raised, or a new one, had no room."""
+    governor = Governor()
+    sample = Sample(TOTAL, 4 * GiB, THRESHOLD)
+    assert [governor.decide(sample, 0, size * GiB).limit for size in (2, 3, 1, 4)] == [
+        size * GiB for size in (2, 3, 1, 4)
+    ]
+    pressed = governor.decide(Sample(TOTAL, THRESHOLD, THRESHOLD), 4 * GiB, 4 * GiB)
+    assert pressed.pressed
+    assert governor.decide(sample, 0, 5 * GiB).limit == pressed.limit
+
+
 def test_others_that_take_everything_leave_it_nothing() -> None:
     governor = Governor()
     assert look(governor, TOTAL, 0)[0] == 0
