@@ -15,7 +15,7 @@ from raycache import wire
 from raycache.access import rules
 from raycache.access.callers import CLUSTER, Caller
 from raycache.access.tokens import SigningKeys
-from raycache.errors import AccessDeniedError, WorkerUnavailableError
+from raycache.errors import AccessDeniedError, ClusterUnavailableError, WorkerUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,8 @@ class Gate:
         token: the cluster's own, which allows everything; "" lets everybody do everything.
         others: further tokens that do, such as the one Ray's own processes present to each other.
         keys: the keys of signed tokens; None if none are accepted.
-        renew: reads the keys anew; asked when a token names an unknown one, which may be new.
+        renew: reads the keys anew; asked when a token names an unknown one, which may be new. May raise
+            ClusterUnavailableError.
         clock: monotonic seconds.
     """
 
@@ -138,7 +139,10 @@ class Gate:
             if due:
                 self._renewed_at = now
         if due and self._renew is not None:
-            self._keys = self._renew()
+            try:
+                self._keys = self._renew()
+            except ClusterUnavailableError as error:
+                log.warning("the keys of tokens are not read anew, going on with those there are: %s", error)
         return self._keys
 
 

@@ -16,7 +16,13 @@ from raycache.actors.outside import StateOverFlight
 from raycache.actors.signing import Signing
 from raycache.blocks import MiB, ObjectVersion
 from raycache.client import Client
-from raycache.errors import AccessDeniedError, DatasetNotFoundError, RaycacheError, WorkerUnavailableError
+from raycache.errors import (
+    AccessDeniedError,
+    ClusterUnavailableError,
+    DatasetNotFoundError,
+    RaycacheError,
+    WorkerUnavailableError,
+)
 from raycache.flight import FlightPeer
 from raycache.wire import StreamTicket, bearer
 from tests.support.embedded import BLOCK, dataset_of, noise
@@ -37,14 +43,13 @@ def cluster(tmp_path: Path) -> Iterator[RaylessCluster]:
             )
         )
     with RaylessCluster(2) as cluster:
-        cluster.signing = Signing(cluster.kv)  # type: ignore[attr-defined]
+        Signing(cluster.kv)  # as the coordinator does when it starts
         cluster.hold(*datasets)
         yield cluster
 
 
 def token_of(cluster: RaylessCluster, *datasets: str, verbs: Any = ("read",)) -> str:
-    signing: Signing = cluster.signing  # type: ignore[attr-defined]
-    return signing.keys.issue(TokenClaims(datasets, verbs, 600.0))
+    return Signing(cluster.kv).keys.issue(TokenClaims(datasets, verbs, 600.0))
 
 
 def addresses(cluster: RaylessCluster) -> list[str]:
@@ -170,7 +175,7 @@ def test_without_a_token_nothing_answers(cluster: RaylessCluster) -> None:
 
 
 def test_dropped_keys_end_their_tokens_and_new_ones_work_at_once(cluster: RaylessCluster) -> None:
-    signing: Signing = cluster.signing  # type: ignore[attr-defined]
+    signing = Signing(cluster.kv)
     old = token_of(cluster, "mine")
     with ExitStack() as stack:
         assert read(client_of(cluster, old, stack), "mine") == DATA
@@ -251,6 +256,16 @@ def test_unknown_keys_do_not_have_it_look_all_the_time(keys: SigningKeys) -> Non
         gate.caller(fresh)
     now[0] += RENEW_S
     assert gate.caller(fresh).may("read", ["d"])
+
+
+def test_known_keys_hold_while_the_clusters_store_is_away(keys: SigningKeys) -> None:
+    def renew() -> SigningKeys:
+        raise ClusterUnavailableError("the store is away")
+
+    gate = Gate("t", keys=keys, renew=renew)
+    with pytest.raises(AccessDeniedError):
+        gate.caller(bearer(a_token(SigningKeys.fresh(0.0))))
+    assert gate.caller(bearer(a_token(keys))).may("read", ["d"])
 
 
 def test_the_clusters_own_tokens_may_everything(keys: SigningKeys) -> None:
