@@ -85,7 +85,7 @@ class Asking:
             self._not_before = self._clock() + RETRY_S
             log.warning("Ray's autoscaler is not asked for %d nodes: %s", len(wanted), error)
             return
-        log.warning("Ray's autoscaler is asked for %d nodes", len(wanted))
+        log.info("Ray's autoscaler is asked for %d nodes", len(wanted))
         self._asked = wire
         put_json(self._kv, keys.ASKED, wire)
 

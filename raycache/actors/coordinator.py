@@ -184,7 +184,7 @@ class Coordinator:
             wait: until who is not told, but looks, has heard of it.
         """
         self._catalog.entry("Dataset", dataset)
-        epoch = self._reconciler.invalidate(dataset, paths, SETTLE_S)
+        epoch = self._reconciler.announce(SETTLE_S, [(dataset, path) for path in paths])
         published = time.monotonic()
         late = self._tell(epoch)
         if wait:

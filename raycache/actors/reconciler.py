@@ -17,7 +17,6 @@ import ray
 
 from raycache.actors import assignment, cluster_state, mount_reports, raynodes, yield_reports
 from raycache.actors import kv as keys
-from raycache.actors.answers import unwrap
 from raycache.actors.asking import Asking, ask_ray, bundles
 from raycache.actors.departures import Departures
 from raycache.actors.events import Events
@@ -25,9 +24,9 @@ from raycache.actors.kv import Kv, get_json, put_json
 from raycache.actors.reservation import Reservations
 from raycache.actors.retiring import Retiring
 from raycache.actors.scaling import Heard, Scaling
-from raycache.actors.seat import Seat
+from raycache.actors.seat import Seat, ask_all
 from raycache.actors.tuning import Tuning
-from raycache.errors import ClusterUnavailableError, RaycacheError, SpecError, WorkerUnavailableError
+from raycache.errors import ClusterUnavailableError, SpecError
 from raycache.invalidations import Invalidations
 from raycache.membership import Membership, State, Worker
 from raycache.spec import ResolvedDataset, humanize_size
@@ -76,7 +75,8 @@ class Reconciler:
         # Who read before a stop has missed what was invalidated at its end.
         self._invalidations = Invalidations(since=self._membership.epoch)
         self._to_invalidate: list[tuple[str, str]] = []
-        self._to_announce = 0
+        self._announced = self._published_announced = 0
+        """How often `announce` was called, and how many of these calls are published."""
         if state is not None:
             former = cluster_state.from_wire(state, "")
             self._membership, self._published = former.membership, dict(former.datasets)
@@ -127,8 +127,12 @@ class Reconciler:
             self._settled = {}
         self._wake.set()
 
-    def invalidate(self, dataset: str, paths: Sequence[str], timeout_s: float) -> int:
-        """Publish that names at and below paths of a dataset have changed.
+    def announce(self, timeout_s: float, changed: Sequence[tuple[str, str]] = ()) -> int:
+        """Publish the state at a new epoch: whoever hears of that looks at what else is in the cluster's store.
+
+        Args:
+            timeout_s: longest wait.
+            changed: datasets and paths at and below which names have changed in their stores.
 
         Returns:
             The epoch at which that is so, once it is published.
@@ -136,21 +140,12 @@ class Reconciler:
         Raises:
             ClusterUnavailableError: it is not published within `timeout_s`. It will be, unless this process ends.
         """
-        names = [(dataset, path) for path in paths]
         with self._changed:
-            self._to_invalidate += names
+            self._to_invalidate += changed
+            self._announced += 1
+            mine = self._announced
         self._wake.set()
-        if not self.wait(lambda: not set(names) & set(self._to_invalidate), timeout_s):
-            raise ClusterUnavailableError("the Ray cluster's store does not answer", hint="see `ray status`")
-        return self._membership.epoch
-
-    def announce(self, timeout_s: float) -> int:
-        """Publish the state again, with nothing new in it: workers look at the cluster's store when they hear of an
-        epoch. Returns it. Raises as `invalidate` does."""
-        with self._changed:
-            self._to_announce += 1
-        self._wake.set()
-        if not self.wait(lambda: not self._to_announce, timeout_s):
+        if not self.wait(lambda: self._published_announced >= mine, timeout_s):
             raise ClusterUnavailableError("the Ray cluster's store does not answer", hint="see `ray status`")
         return self._membership.epoch
 
@@ -232,7 +227,7 @@ class Reconciler:
         """
         nodes = {node.id for node in assignment.eligible(dataset, [seat.node for seat in self.seats()])}
         asked = [seat for seat in self.seats() if seat.node.id in nodes and seat.actor and seat.report]
-        answers = self._ask_all(asked, lambda seat: seat.actor.check.remote(dataset.wire()), timeout_s)
+        answers = ask_all(asked, lambda seat: seat.actor.check.remote(dataset.wire()), timeout_s)
         for answer in answers.values():
             if isinstance(answer, SpecError):
                 raise answer
@@ -240,7 +235,7 @@ class Reconciler:
     def ask_workers(self, method: str, *args: Any, timeout_s: float = 3.0) -> dict[str, Any]:
         """The answer of every worker that answers to a method in time, by node id; errors as values."""
         asked = [seat for seat in self.seats() if seat.actor and seat.report]
-        return self._ask_all(asked, lambda seat: getattr(seat.actor, method).remote(*args), timeout_s)
+        return ask_all(asked, lambda seat: getattr(seat.actor, method).remote(*args), timeout_s)
 
     # -- the loop -----------------------------------------------------------------------------------------
 
@@ -446,9 +441,10 @@ class Reconciler:
             self._membership, self._last_ids, reporting, returning, unsettled, self._forgotten | given_up
         )
         datasets = dict(wanted)
-        names, announced = list(self._to_invalidate), self._to_announce
+        with self._changed:
+            names, announced = list(self._to_invalidate), self._announced
         changed = membership is not self._membership or datasets != self._published
-        if not (changed or names or announced):
+        if not changed and announced == self._published_announced:
             return False
         if membership is self._membership:
             membership = replace(membership, epoch=membership.epoch + 1)
@@ -464,7 +460,7 @@ class Reconciler:
         self._membership, self._last_ids, self._published = membership, last_ids, datasets
         with self._changed:
             del self._to_invalidate[: len(names)]
-            self._to_announce -= announced
+            self._published_announced = announced
         return True
 
     def _see_off(self, plan: Mapping[str, Mapping[str, ResolvedDataset]], unsettled: set[str]) -> None:
@@ -515,28 +511,6 @@ class Reconciler:
                 if planned.generation not in (seat.generations.get(name), failed):
                     return False
         return True
-
-    def _ask_all(self, seats: list[Seat], call: Callable[[Seat], Any], timeout_s: float) -> dict[str, Any]:
-        refs = {}
-        for seat in seats:
-            actor = seat.actor
-            if actor is not None:
-                refs[call(seat)] = seat
-        if not refs:
-            return {}
-        ready, late = ray.wait(list(refs), num_returns=len(refs), timeout=timeout_s)
-        answers: dict[str, Any] = {}
-        for ref in ready:
-            try:
-                answers[refs[ref].node.id] = unwrap(ray.get(ref))
-            except RaycacheError as error:
-                answers[refs[ref].node.id] = error
-            except ray.exceptions.RayError as error:
-                log.info("worker of node %s: %s", refs[ref].node.id, error)
-        for ref in late:
-            node_id = refs[ref].node.id
-            answers[node_id] = WorkerUnavailableError("the worker does not answer", where=node_id)
-        return answers
 
 
 def _memory_quota(dataset: ResolvedDataset, node_memory: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError, RayError
 from raycache.actors.answers import unwrap
 from raycache.actors.assignment import Node
 from raycache.actors.worker import start_worker
-from raycache.errors import RaycacheError
+from raycache.errors import RaycacheError, WorkerUnavailableError
 from raycache.membership import Worker
 from raycache.spec import ResolvedDataset
 
@@ -195,6 +195,32 @@ class Seat:
         if trouble != self.trouble:
             self.trouble = trouble
             log.warning("worker of node %s: %s", self.node.id, trouble)
+
+
+def ask_all(seats: Sequence[Seat], call: Callable[[Seat], Any], timeout_s: float) -> dict[str, Any]:
+    """What workers answer, by node id; errors of ours are values, and so is that one does not answer in time.
+
+    Args:
+        seats: whose; those without an actor are left out.
+        call: starts the call on a seat's actor; returns Ray's reference.
+        timeout_s: longest wait for all of them together.
+    """
+    refs = {call(seat): seat for seat in seats if seat.actor is not None}
+    if not refs:
+        return {}
+    ready, late = ray.wait(list(refs), num_returns=len(refs), timeout=timeout_s)
+    answers: dict[str, Any] = {}
+    for ref in ready:
+        try:
+            answers[refs[ref].node.id] = unwrap(ray.get(ref))
+        except RaycacheError as error:
+            answers[refs[ref].node.id] = error
+        except RayError as error:
+            log.info("worker of node %s: %s", refs[ref].node.id, error)
+    for ref in late:
+        node_id = refs[ref].node.id
+        answers[node_id] = WorkerUnavailableError("the worker does not answer", where=node_id)
+    return answers
 
 
 def why_died(text: str) -> str:
