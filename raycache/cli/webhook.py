@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from raycache.cli.failures import warn
 from raycache.cli.output import print_lines
 from raycache.errors import RaycacheError, SpecError
 
@@ -135,6 +136,8 @@ def webhook(
     """
     from raycache.spec import parse_duration, parse_size
     from raycache.webhook import Policy
+
+    warn("`raycache sidecar`, which patched pods run, is not in this version: they will not start")
 
     policy = Policy(
         image=image,

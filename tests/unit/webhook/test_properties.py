@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import kubernetes_validate
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,18 +94,13 @@ def test_twice_is_once_and_nothing_else_is_touched(original: dict[str, Any], pol
     assert without_what_is_its_own(once) == without_what_is_its_own(original)
 
 
-def test_patched_pods_are_valid_for_a_current_kubernetes() -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
-
-    @settings(max_examples=40, deadline=None)
-    @given(pods(), POLICIES)
-    def valid(original: dict[str, Any], policy: Policy) -> None:
-        decision = inject(original, CATALOG, policy)
-        if not decision.refusal:
-            version = "1.28" if policy.sidecar == "classic" else kubernetes_validate.latest_version()
-            kubernetes_validate.validate(patched(original, decision), version, strict=True)
-
-    valid()
+@settings(max_examples=40, deadline=None)
+@given(pods(), POLICIES)
+def test_patched_pods_are_valid_for_a_current_kubernetes(original: dict[str, Any], policy: Policy) -> None:
+    decision = inject(original, CATALOG, policy)
+    if not decision.refusal:
+        version = "1.28" if policy.sidecar == "classic" else kubernetes_validate.latest_version()
+        kubernetes_validate.validate(patched(original, decision), version, strict=True)
 
 
 JSON = st.recursive(
