@@ -14,7 +14,7 @@ from raycache.blocks import ObjectVersion
 from raycache.engine import fetch
 from raycache.errors import RaycacheError
 from raycache.membership import Membership
-from tests.support.embedded import BLOCK, Node, Workers, data_files, dataset_of, noise
+from tests.support.embedded import BLOCK, Node, Workers, a_bucket, data_files, dataset_of, noise
 from tests.support.stores import Doing, Gate
 
 BLOCKS = 12
@@ -25,11 +25,7 @@ HALF = BLOCKS // 2
 
 @pytest.fixture
 def bucket_dir(tmp_path: Path) -> Path:
-    """The under-store: a directory with one object `a`."""
-    directory = tmp_path / "bucket"
-    directory.mkdir()
-    (directory / "a").write_bytes(DATA)
-    return directory
+    return a_bucket(tmp_path, DATA)
 
 
 @pytest.fixture

@@ -27,7 +27,17 @@ from raycache.filesystem import RaycacheFileSystem, arrow_filesystem
 from raycache.store import LocalStore
 from raycache.store.scrubbing import Scrubber
 from raycache.ufs import DatasetSource
-from tests.support.embedded import BLOCK, PATIENCE_S, Embedded, Spy, damage, data_files, dataset_of, noise
+from tests.support.embedded import (
+    BLOCK,
+    PATIENCE_S,
+    Embedded,
+    Spy,
+    a_bucket,
+    damage,
+    data_files,
+    dataset_of,
+    noise,
+)
 from tests.support.stores import Doing, Gate
 from tests.support.waiting import until
 
@@ -38,11 +48,7 @@ DATA, OTHER = noise(SIZE), noise(SIZE, 1)
 
 @pytest.fixture
 def bucket_dir(tmp_path: Path) -> Path:
-    """The under-store: a directory with one object `a`."""
-    directory = tmp_path / "bucket"
-    directory.mkdir()
-    (directory / "a").write_bytes(DATA)
-    return directory
+    return a_bucket(tmp_path, DATA)
 
 
 @pytest.fixture

@@ -29,6 +29,14 @@ PATIENCE_S = 60.0
 SECRET_OPTIONS = frozenset({"access_key_id", "secret_access_key", "session_token"})
 
 
+def a_bucket(parent: Path, data: bytes) -> Path:
+    """An under-store: a directory with one object `a`."""
+    directory = parent / "bucket"
+    directory.mkdir()
+    (directory / "a").write_bytes(data)
+    return directory
+
+
 def dataset_of(
     name: str, mounts: Mapping[str, str], options: Mapping[str, str] | None = None, **changes: Any
 ) -> ResolvedDataset:

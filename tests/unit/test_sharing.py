@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,10 +11,10 @@ import pytest
 
 from raycache import metrics as m
 from raycache.blocks import ObjectVersion
-from raycache.engine import held, tracker
+from raycache.engine import held, peers, tracker
 from raycache.engine.tracker import Tracker
 from raycache.errors import RaycacheError
-from tests.support.embedded import BLOCK, Node, Workers, data_files, dataset_of, noise
+from tests.support.embedded import BLOCK, Node, Workers, a_bucket, data_files, dataset_of, noise
 from tests.support.stores import Doing, Gate
 
 BLOCKS = 12
@@ -23,11 +24,7 @@ ALL = range(BLOCKS)
 
 @pytest.fixture
 def bucket_dir(tmp_path: Path) -> Path:
-    """The under-store: a directory with one object `a`."""
-    directory = tmp_path / "bucket"
-    directory.mkdir()
-    (directory / "a").write_bytes(noise(SIZE))
-    return directory
+    return a_bucket(tmp_path, noise(SIZE))
 
 
 @pytest.fixture
@@ -126,6 +123,29 @@ def test_a_holder_that_is_gone_is_passed_by(workers: Workers, version: ObjectVer
     assert second.engine.ensure(version, ALL)
     assert has_all(second)
     assert workers.store_bytes == SIZE
+
+
+@pytest.mark.usefixtures("busy")
+def test_a_holder_that_falls_silent_is_passed_by_and_left_alone(
+    workers: Workers, version: ObjectVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, (first, second, _) = parted(workers, version)
+    first.engine.ensure(version, ALL)
+    monkeypatch.setattr(peers, "HELD_TIMEOUT_S", 0.3)
+    over = threading.Event()
+
+    def silent(*_: object) -> Iterator[tuple[int, memoryview]]:
+        over.wait(60.0)
+        yield from ()
+
+    monkeypatch.setattr(first.engine, "stream_held", silent)
+    try:
+        assert second.engine.ensure(version, ALL)
+        assert has_all(second)
+        assert count(owner, m.SENT_BYTES) == 2 * SIZE
+        assert not second.engine.peers.reachable(first.engine.peers.self_id)
+    finally:
+        over.set()
 
 
 @pytest.mark.usefixtures("busy")
